@@ -1,0 +1,168 @@
+/*
+ * core.h - the node's core: plans and tracks operations, places and evicts blocks.
+ *
+ * It does no I/O, starts no thread and reads no clock. It is called with the time and with
+ * completions, and leaves what it wants in queues that a shell empties:
+ *
+ *      match get put prefetch cancel reset          (callers, with `now`)
+ *                     |
+ *               +-----v------+   copy jobs  --> agents (one per rank)  --> fk_core_job_done
+ *               |    core    |   ssd requests -> ssd tier              --> fk_core_ssd_done
+ *               +-----+------+   completions -> the caller's poll
+ *                     |          events      -> publisher
+ *                  tick(now)     deadlines, leases, watermarks, sweeps
+ *
+ * Shells: src/api (threads, io_uring), tests/sim (simulated), cli replay --hit-only (at once).
+ * Lock: the shell serialises all calls (one mutex). Each takes microseconds; no call of the
+ * core's calls back.
+ *
+ * Who holds what: a block that a lease, copy job or SSD write uses is pinned; a pinned block
+ * keeps its slots, even when it is dropped meanwhile (reset, fault): they are freed at the
+ * last unpin. So no slot is reused while anything may still read or write it.
+ */
+#ifndef FK_NODE_CORE_H
+#define FK_NODE_CORE_H
+
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/key.h"
+#include "flexkv/flexkv.h"
+#include "index/policy.h"
+
+struct fk_core;
+
+enum fk_write_policy { FK_WRITE_THROUGH, FK_WRITE_ON_REUSE, FK_WRITE_ON_EVICT };
+
+struct fk_core_params {
+    uint32_t max_spaces;            /* >= 1 */
+    struct fk_policy_params policy; /* which one, and its parameters */
+    double evict_start_threshold;   /* used/slots from which eviction runs ahead; 1: on demand */
+    double evict_ratio;             /* share of the slots freed beyond need each time */
+    enum fk_write_policy write_policy;
+    uint64_t op_timeout_us;         /* default deadline of an operation */
+    uint64_t lease_timeout_us;
+    uint64_t cancel_grace_us;       /* how long an agent may take to confirm a cancelled job */
+    uint32_t read_window_blocks;    /* SSD reads in flight per get; 0: 64 */
+    bool events;                    /* keep an event queue (fk_core_take_events) */
+    uint64_t seed;                  /* of the policies' sampling */
+};
+
+struct fk_core_space_params {
+    uint32_t cpu_slots;             /* >= 1 */
+    uint32_t ssd_slots;             /* 0: no SSD tier */
+    uint32_t ssd_stripe_slots;      /* slots in a row on one directory, from the tier */
+    uint32_t ssd_dirs;              /* 1..32 when ssd_slots > 0 */
+    uint32_t ranks;                 /* >= 1 */
+};
+
+int fk_core_create(const struct fk_core_params *params, struct fk_core **out);
+void fk_core_destroy(struct fk_core *core);
+
+/* A space, and its default quota group (no limits). -ENOSPC: max_spaces reached. */
+int fk_core_space_add(struct fk_core *core, const struct fk_core_space_params *params,
+                      uint32_t *space);
+/*
+ * A quota group for namespaces of the space, in blocks per tier (index: enum fk_tier).
+ * max: never more than that; guaranteed: others never push it below. -EINVAL: the guarantees
+ * exceed the tier; -ENOSPC: too many groups.
+ */
+struct fk_core_quota {
+    uint32_t max[FK_TIERS], guaranteed[FK_TIERS];
+    uint32_t tag;                   /* kept with each block on SSD: the group is found again by it */
+};
+int fk_core_group_add(struct fk_core *core, uint32_t space, const struct fk_core_quota *quota,
+                      uint32_t *group);
+uint32_t fk_core_space_default_group(const struct fk_core *core, uint32_t space);
+
+/* ---- restart: before the first operation on the space. Order does not matter; of two
+ * records with one key the larger seq stays. Blocks without their parents are dropped, and
+ * their slots come out as FK_SSD_FORGET requests. Returns how many blocks are there. -ENOMEM */
+struct fk_core_found { struct fk_key key, parent; uint64_t seq; uint32_t slot, tag; };
+int64_t fk_core_recover(struct fk_core *core, uint32_t space, const struct fk_core_found *found,
+                        uint32_t n);
+
+/* ---- operations: semantics as in flexkv.h. deadline 0: now + the default. ---- */
+void fk_core_match(struct fk_core *core, uint32_t space, const struct fk_key *keys, uint32_t n,
+                   uint64_t now_us, struct flexkv_match_result *out);
+int fk_core_release(struct fk_core *core, uint64_t lease);
+/* Which space the lease belongs to; -ENOENT. */
+int fk_core_lease_space(struct fk_core *core, uint64_t lease, uint32_t *space);
+
+struct fk_core_op_args {
+    const uint32_t *pages;
+    uint64_t deadline_us;
+    void *user_data;
+    int8_t *results;
+};
+int fk_core_get(struct fk_core *core, uint64_t lease, uint32_t first, uint32_t n,
+                const struct fk_core_op_args *args, uint64_t now_us, uint64_t *op);
+int fk_core_put(struct fk_core *core, uint32_t space, uint32_t group, const struct fk_key *keys,
+                uint32_t n, uint32_t first, const struct fk_core_op_args *args, uint64_t now_us,
+                uint64_t *op);
+int fk_core_prefetch(struct fk_core *core, uint32_t space, const struct fk_key *keys, uint32_t n,
+                     const struct fk_core_op_args *args, uint64_t now_us, uint64_t *op);
+int fk_core_cancel(struct fk_core *core, uint64_t op, uint64_t now_us);
+void fk_core_reset(struct fk_core *core, uint64_t now_us);
+/* A rank's memory goes: jobs of the space are cancelled, its operations fail with -ENOTCONN. */
+void fk_core_fail_space_ops(struct fk_core *core, uint32_t space, int status, uint64_t now_us);
+bool fk_core_space_idle(const struct fk_core *core, uint32_t space);    /* no copy jobs out */
+
+/* ---- copy jobs: each job goes to every rank of its space ---- */
+struct fk_job {
+    uint32_t id, space;
+    bool to_engine;                 /* true: slot -> page (get); false: page -> slot (put) */
+    uint32_t n;
+    const uint32_t *slots, *pages;  /* valid and unchanging until the last rank's job_done */
+    _Atomic bool cancelled;         /* the agent looks between blocks and stops early */
+    struct fk_job *next[];          /* private to the core: queue link of each rank */
+};
+/* Takes the next job for the rank; NULL: none. */
+struct fk_job *fk_core_take_job(struct fk_core *core, uint32_t space, uint32_t rank);
+/* The rank has finished with the job: the first ok blocks are done, the others failed with
+ * status (-errno; ignored if ok == n). After this call the rank touches nothing of the job. */
+void fk_core_job_done(struct fk_core *core, struct fk_job *job, uint32_t ok, int status,
+                      uint64_t now_us);
+
+/* ---- SSD requests ---- */
+enum fk_ssd_kind { FK_SSD_READ, FK_SSD_WRITE, FK_SSD_FORGET, FK_SSD_RESET };
+struct fk_core_ssd_req {
+    enum fk_ssd_kind kind;
+    uint32_t space, ssd_slot, cpu_slot, tag;
+    struct fk_key key, parent;
+    uint64_t id;                    /* READ and WRITE: to be answered by fk_core_ssd_done */
+};
+/* Takes requests: reads of gets first, then of prefetches, then writes/forgets in order.
+ * FORGET and RESET need no answer but must be carried out in the order taken. Writes come in
+ * runs of neighbouring slots. */
+uint32_t fk_core_take_ssd(struct fk_core *core, struct fk_core_ssd_req *out, uint32_t max);
+struct fk_core_ssd_done { uint64_t id; int32_t status; };
+void fk_core_ssd_done(struct fk_core *core, const struct fk_core_ssd_done *done, uint32_t n,
+                      uint64_t now_us);
+/* Directories that are out of use: their blocks are not seen, their slots not given out. */
+void fk_core_ssd_dirs_out(struct fk_core *core, uint32_t space, uint32_t mask);
+
+/* ---- what comes out ---- */
+uint32_t fk_core_take_completions(struct fk_core *core, struct flexkv_completion *out, uint32_t max);
+/* Per block and tier stored and removed alternate; stored comes after the bytes are in place,
+ * removed before the slot is reused. */
+struct fk_core_event { struct fk_key key, parent; uint32_t space; uint8_t tier; bool stored; };
+uint32_t fk_core_take_events(struct fk_core *core, struct fk_core_event *out, uint32_t max);
+
+/* Deadlines, expired leases, eviction ahead of need, sweeps. Call at next_wakeup or later. */
+void fk_core_tick(struct fk_core *core, uint64_t now_us);
+uint64_t fk_core_next_wakeup(const struct fk_core *core);       /* UINT64_MAX: none */
+
+/* What waits in the queues: lets a shell decide whom to wake. */
+struct fk_core_work { bool jobs, ssd, completions; };
+struct fk_core_work fk_core_work(const struct fk_core *core);
+
+void fk_core_get_stats(const struct fk_core *core, struct flexkv_stats *out);
+/* Checks every internal invariant (slots, pins, links, counts); O(blocks). NULL or what is wrong. */
+const char *fk_core_check(const struct fk_core *core);
+/* For invariant checks of the simulator: is the block there, and where. */
+struct fk_core_where { bool cpu_ready, ssd_ready; uint32_t cpu_slot, ssd_slot, pins; };
+bool fk_core_find(const struct fk_core *core, struct fk_key key, struct fk_core_where *out);
+
+#endif

@@ -1,0 +1,176 @@
+/*
+ * core_impl.h - private to src/node: the core's objects. See core.h for the whole picture.
+ *
+ *   lease   pinned entries that a match found
+ *   op      a get, put or prefetch; its blocks each have a state
+ *   fill    one block on its way from SSD to a cpu slot; gets and prefetches wait for it
+ *   job     blocks that agents copy; goes to every rank; belongs to one op
+ *
+ *   get:  IDLE -> (cpu ready) JOB -> DONE
+ *              -> (on SSD) WAIT -> READY -> JOB -> DONE          any state -> FAIL
+ *   put:  JOB -> DONE            prefetch: IDLE -> WAIT -> DONE
+ *
+ * Every op block in IDLE, WAIT, READY or JOB holds one pin on its entry. Fills and SSD writes
+ * hold one pin of their own.
+ */
+#ifndef FK_NODE_CORE_IMPL_H
+#define FK_NODE_CORE_IMPL_H
+
+#include "base/util.h"
+#include "index/index.h"
+#include "node/core.h"
+
+#define CORE_READ_WINDOW 64u
+#define CORE_READ_WINDOW_MAX 256u
+#define CORE_SWEEP_ENTRIES 4096u
+#define CORE_SWEEP_PAUSE_US 1000u
+#define CORE_CLEAN_BATCH 64u
+
+enum blk_state { BLK_IDLE, BLK_WAIT, BLK_READY, BLK_JOB, BLK_DONE, BLK_FAIL };
+
+struct op_block {
+    uint32_t entry;                 /* FK_NONE: nothing to do for this block */
+    uint32_t page;
+    uint32_t next_op, next_block;   /* chain of those who wait for the same fill */
+    uint8_t state;
+    int8_t status;
+};
+
+struct op {
+    uint32_t gen;                   /* odd while in use */
+    uint8_t kind;                   /* enum flexkv_op_kind */
+    bool reported;                  /* its completion has been posted */
+    bool starved;                   /* waits for a free cpu slot */
+    bool touched;                   /* scratch mark of a batch of SSD completions */
+    int status;                     /* why it is ending early, 0: it isn't */
+    uint32_t space, group;
+    uint32_t n, cap;
+    uint32_t limit;                 /* blocks from here on are not worth starting */
+    uint32_t next;                  /* first block not started */
+    uint32_t n_wait, n_ready;       /* blocks in these states */
+    uint64_t deadline_us, grace_us;
+    struct op_block *blocks;
+    struct job *jobs;
+    void *user_data;
+    int8_t *results;
+};
+
+struct lease {
+    uint32_t gen;                   /* odd while in use */
+    uint32_t space, n, cap;
+    uint64_t deadline_us;
+    uint32_t *entries;
+};
+
+struct fill {
+    uint32_t gen;                   /* odd while in use */
+    uint32_t entry, space;
+    uint32_t head_op, head_block;   /* waiters */
+    bool high, issued;
+};
+
+struct job {
+    struct job *next_of_op, *next_free;
+    uint32_t op, ranks_left, ok;
+    int status;
+    uint32_t cap;
+    uint32_t *blocks, *slots, *pages;
+    struct fk_job pub;              /* last: ends in an array */
+};
+
+struct job_queue { struct fk_job *head, *tail; };
+
+struct core_space {
+    uint32_t ranks, cpu_slots, ssd_slots, ssd_dirs;
+    uint32_t reserve;               /* cpu slots kept for blocks on their way to the engine */
+    uint32_t backlog, backlog_max;  /* SSD writes queued or in flight */
+    uint32_t jobs_out;
+    uint32_t dirs_out;
+    struct job_queue *queue;        /* per rank */
+    struct job *free_jobs;
+};
+
+/* A first-in first-out queue on a growable array. */
+#define CORE_FIFO(type) struct { FK_VEC(type) v; size_t head; }
+#define fifo_empty(q) ((q)->head == (q)->v.len)
+#define fifo_push(q, x) fk_vec_push(&(q)->v, x)
+#define fifo_front(q) (&(q)->v.data[(q)->head])
+#define fifo_pop(q) \
+    do { if (++(q)->head == (q)->v.len) (q)->head = (q)->v.len = 0; \
+         else if ((q)->head >= 1024 && (q)->head * 2 > (q)->v.len) { \
+             memmove((q)->v.data, (q)->v.data + (q)->head, \
+                     ((q)->v.len - (q)->head) * sizeof(*(q)->v.data)); \
+             (q)->v.len -= (q)->head; (q)->head = 0; } } while (0)
+
+struct fk_core {
+    struct fk_core_params params;
+    struct fk_index ix;
+    struct core_space *spaces;
+    uint32_t *group_tags;           /* of each index group */
+    uint32_t tick;
+    uint64_t tick_base_ms;
+    uint64_t next_deadline_us;      /* no op or lease ends before */
+
+    FK_VEC(struct op) ops;
+    FK_VEC(uint32_t) free_ops;
+    FK_VEC(struct lease) leases;
+    FK_VEC(uint32_t) free_leases;
+    FK_VEC(struct fill) fills;
+    FK_VEC(uint32_t) free_fills;
+    FK_VEC(uint32_t) touched;       /* ops that a batch of completions has changed */
+    FK_VEC(uint32_t) scratch;
+    FK_VEC(uint32_t) to_write;
+    CORE_FIFO(uint32_t) reads_high;
+    CORE_FIFO(uint32_t) reads_low;
+    CORE_FIFO(struct fk_core_ssd_req) writes;
+    CORE_FIFO(struct flexkv_completion) completions;
+    uint32_t n_jobs_queued, n_starved, n_ops, n_leases;
+    uint32_t job_seq;
+    bool sweep_noted;               /* the next sweep has its deadline */
+    bool room_changed;              /* slots or pins were let go: starved ops may try again */
+    struct flexkv_stats stats;
+};
+
+/* core.c */
+uint32_t core_tick_now(struct fk_core *core, uint64_t now_us);
+void core_note_deadline(struct fk_core *core, uint64_t at_us);
+
+/* lease.c */
+struct lease *core_lease_find(struct fk_core *core, uint64_t id);
+void core_lease_free(struct fk_core *core, struct lease *l);
+void core_lease_drop(struct fk_core *core, struct lease *l);
+
+/* op.c */
+struct op *core_op_new(struct fk_core *core, enum flexkv_op_kind kind, uint32_t space, uint32_t n,
+                       const struct fk_core_op_args *args, uint64_t now_us, uint64_t *id);
+struct op *core_op_find(struct fk_core *core, uint64_t id);
+uint32_t core_op_number(const struct fk_core *core, const struct op *op);
+void core_op_block_done(struct fk_core *core, struct op *op, uint32_t block);
+void core_op_block_fail(struct fk_core *core, struct op *op, uint32_t block, int status);
+/* Starts what can be started; reports and frees the op when nothing is left to do. */
+void core_op_pump(struct fk_core *core, struct op *op);
+void core_op_end_early(struct fk_core *core, struct op *op, int status, uint64_t now_us);
+void core_op_check_deadline(struct fk_core *core, struct op *op, uint64_t now_us);
+void core_retry_starved(struct fk_core *core);
+
+/* job.c */
+struct job *core_job_new(struct fk_core *core, struct op *op, uint32_t n);
+void core_job_add(struct fk_core *core, struct job *j, struct op *op, uint32_t block);
+void core_job_start(struct fk_core *core, struct job *j, struct op *op);
+void core_jobs_fini(struct core_space *sp);
+
+/* ssd.c */
+/* Starts reading blocks of the op from SSD, as far as the window and free slots go. Returns the
+ * first block it did not get to. */
+void core_fill_join(struct fk_core *core, struct op *op, uint32_t block);
+uint32_t core_fill_start(struct fk_core *core, struct op *op, const uint32_t *blocks, uint32_t n);
+/* Queues the blocks (parents first) for the SSD, as far as there is room and backlog. */
+void core_write_blocks(struct fk_core *core, const uint32_t *entries, uint32_t n);
+
+/* room.c */
+uint32_t core_make_room(struct fk_core *core, uint32_t group, enum fk_tier tier, uint32_t want,
+                        uint32_t reserve);
+void core_evict_ahead(struct fk_core *core);
+void core_evict_cleaned(struct fk_core *core, uint32_t entry);
+
+#endif

@@ -1,0 +1,194 @@
+/* job.c - copy jobs: made for an op, given to every rank, collected again. See core.h. */
+#include "base/plant.h"
+#include "node/core_impl.h"
+
+#define job_of(p) ((struct job *)(void *)((char *)(p) - offsetof(struct job, pub)))
+
+static int job_reserve(struct job *j, uint32_t n)
+{
+    if (n <= j->cap)
+        return 0;
+    uint32_t *p = realloc(j->blocks, 3ull * n * sizeof(*p));
+    if (!p)
+        return -ENOMEM;
+    j->blocks = p;
+    j->slots = p + n;
+    j->pages = p + 2 * (size_t)n;
+    j->cap = n;
+    return 0;
+}
+
+struct job *core_job_new(struct fk_core *core, struct op *op, uint32_t n)
+{
+    struct core_space *sp = &core->spaces[op->space];
+    struct job *j = sp->free_jobs;
+
+    if (j)
+        sp->free_jobs = j->next_free;
+    else
+        j = calloc(1, sizeof(*j) + sp->ranks * sizeof(j->pub.next[0]));
+    if (!j)
+        return NULL;
+    if (job_reserve(j, n)) {
+        j->next_free = sp->free_jobs;
+        sp->free_jobs = j;
+        return NULL;
+    }
+    j->op = core_op_number(core, op);
+    j->ranks_left = sp->ranks;
+    j->status = 0;
+    j->pub.id = ++core->job_seq;
+    j->pub.space = op->space;
+    j->pub.to_engine = op->kind == FLEXKV_OP_GET;
+    j->pub.n = 0;
+    j->pub.slots = j->slots;
+    j->pub.pages = j->pages;
+    atomic_store_explicit(&j->pub.cancelled, false, memory_order_relaxed);
+    return j;
+}
+
+void core_job_add(struct fk_core *core, struct job *j, struct op *op, uint32_t block)
+{
+    struct op_block *b = &op->blocks[block];
+
+    j->blocks[j->pub.n] = block;
+    j->slots[j->pub.n] = core->ix.entries[b->entry].slot[FK_TIER_CPU];
+    j->pages[j->pub.n] = b->page;
+    j->pub.n++;
+    b->state = BLK_JOB;
+}
+
+void core_job_start(struct fk_core *core, struct job *j, struct op *op)
+{
+    struct core_space *sp = &core->spaces[op->space];
+
+    j->ok = j->pub.n;
+    j->next_of_op = op->jobs;
+    op->jobs = j;
+    sp->jobs_out++;
+    for (uint32_t r = 0; r < sp->ranks; r++) {
+        struct job_queue *q = &sp->queue[r];
+        j->pub.next[r] = NULL;
+        if (q->tail)
+            q->tail->next[r] = &j->pub;
+        else
+            q->head = &j->pub;
+        q->tail = &j->pub;
+        core->n_jobs_queued++;
+    }
+}
+
+struct fk_job *fk_core_take_job(struct fk_core *core, uint32_t space, uint32_t rank)
+{
+    struct job_queue *q = &core->spaces[space].queue[rank];
+    struct fk_job *job = q->head;
+
+    if (!job)
+        return NULL;
+    q->head = job->next[rank];
+    if (!q->head)
+        q->tail = NULL;
+    core->n_jobs_queued--;
+    return job;
+}
+
+/* The pages' bytes are in the slot: the block is there for all to see. */
+static void put_block_ready(struct fk_core *core, struct op *op, uint32_t block)
+{
+    uint32_t entry = op->blocks[block].entry;
+    struct fk_entry *e = &core->ix.entries[entry];
+
+    if (fk_entry_in(e, FK_TIER_CPU) != FK_FILLING) {    /* reset came in between */
+        core_op_block_fail(core, op, block, -ECANCELED);
+        return;
+    }
+    fk_index_ready(&core->ix, entry, FK_TIER_CPU, core->tick);
+    core->stats.cpu.stored_blocks++;
+    if (core->params.write_policy == FK_WRITE_THROUGH)
+        (void)fk_vec_push(&core->to_write, entry);
+}
+
+static void put_block_lost(struct fk_core *core, struct op *op, uint32_t block)
+{
+    uint32_t entry = op->blocks[block].entry;
+
+    if (fk_entry_in(&core->ix.entries[entry], FK_TIER_CPU) == FK_FILLING)
+        fk_index_drop(&core->ix, entry, FK_TIER_CPU, false);
+}
+
+static void finish_put(struct fk_core *core, struct op *op, struct job *j)
+{
+    core->to_write.len = 0;
+    for (uint32_t i = 0; i < j->ok; i++)
+        put_block_ready(core, op, j->blocks[i]);
+    for (uint32_t i = j->pub.n; i-- > j->ok;) {     /* children before parents */
+        put_block_lost(core, op, j->blocks[i]);
+        core_op_block_fail(core, op, j->blocks[i], j->status);
+    }
+    core_write_blocks(core, core->to_write.data, (uint32_t)core->to_write.len);
+    for (uint32_t i = 0; i < j->ok; i++)
+        if (op->blocks[j->blocks[i]].state == BLK_JOB)
+            core_op_block_done(core, op, j->blocks[i]);
+}
+
+static void finish_get(struct fk_core *core, struct op *op, struct job *j)
+{
+    for (uint32_t i = 0; i < j->ok; i++)
+        core_op_block_done(core, op, j->blocks[i]);
+    for (uint32_t i = j->ok; i < j->pub.n; i++)
+        core_op_block_fail(core, op, j->blocks[i], j->status);
+}
+
+static void job_unlink(struct op *op, struct job *j)
+{
+    struct job **at = &op->jobs;
+
+    while (*at != j)
+        at = &(*at)->next_of_op;
+    *at = j->next_of_op;
+}
+
+void fk_core_job_done(struct fk_core *core, struct fk_job *job, uint32_t ok, int status,
+                      uint64_t now_us)
+{
+    struct job *j = job_of(job);
+    struct op *op = &core->ops.data[j->op];
+    struct core_space *sp = &core->spaces[op->space];
+
+    if (ok < j->ok && !(FK_BUG(1) && j->ranks_left > 1)) {
+        j->ok = ok;
+        j->status = status ? status : -EIO;
+    }
+    if (--j->ranks_left)
+        return;
+    job_unlink(op, j);
+    sp->jobs_out--;
+    core_tick_now(core, now_us);
+    /* What was copied after the operation ended early is not reported as done. */
+    if (op->kind == FLEXKV_OP_PUT)
+        finish_put(core, op, j);
+    else
+        finish_get(core, op, j);
+    j->next_free = sp->free_jobs;
+    sp->free_jobs = j;
+    core->room_changed = true;
+    core_op_pump(core, op);
+    core_evict_ahead(core);
+    core_retry_starved(core);
+}
+
+void core_jobs_fini(struct core_space *sp)
+{
+    while (sp->free_jobs) {
+        struct job *j = sp->free_jobs;
+        sp->free_jobs = j->next_free;
+        free(j->blocks);
+        free(j);
+    }
+    free(sp->queue);
+}
+
+bool fk_core_space_idle(const struct fk_core *core, uint32_t space)
+{
+    return core->spaces[space].jobs_out == 0;
+}

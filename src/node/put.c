@@ -1,0 +1,175 @@
+/*
+ * put.c - a put: which blocks are new, room for them, entries, one copy job. See core.h.
+ *
+ * Known blocks of a chain are a leading part (index.h), so a put looks like
+ *      [known ... known] [new ... new]         first known holes are filled as well
+ * and the last known one is pinned while room is made, which keeps its ancestors too.
+ */
+#include "node/core_impl.h"
+
+#define PUT_AHEAD 8u                /* blocks whose place in the table is fetched ahead */
+
+/* Is this known block's place in the cpu tier to be filled by a put? */
+static bool wants_bytes(struct fk_core *core, const struct fk_entry *e)
+{
+    return fk_entry_in(e, FK_TIER_CPU) == FK_ABSENT && !fk_entry_visible(&core->ix, e);
+}
+
+struct plan {
+    uint32_t group;
+    const struct fk_key *keys;      /* of the put's blocks, from its first on */
+    uint32_t *entries;              /* of the same; FK_NONE: new */
+    uint32_t n, n_known, n_wanted;
+    uint32_t parent;                /* entry before the first block, or FK_NONE */
+    uint32_t anchor;                /* the last known entry: pinned while the plan is used */
+    uint32_t first;                 /* position of the first block in its chain */
+};
+
+static int make_plan(struct fk_core *core, uint32_t space, struct plan *p)
+{
+    if (fk_vec_reserve(&core->scratch, p->n))
+        return -ENOMEM;
+    p->entries = core->scratch.data;
+    p->parent = FK_NONE;
+    if (p->first) {
+        p->parent = fk_index_find(&core->ix, p->keys[-1]);
+        if (p->parent == FK_NONE ||
+            core->ix.groups[core->ix.entries[p->parent].group].space != space)
+            return -ENOENT;
+    }
+    p->n_known = fk_index_match(&core->ix, p->keys, p->n);
+    fk_index_resolve(&core->ix, p->keys, p->n_known, p->entries);
+    p->n_wanted = p->n - p->n_known;
+    for (uint32_t i = 0; i < p->n_known; i++)
+        p->n_wanted += wants_bytes(core, &core->ix.entries[p->entries[i]]);
+    p->anchor = p->n_known ? p->entries[p->n_known - 1] : p->parent;
+    if (p->anchor != FK_NONE)
+        fk_index_pin(&core->ix, p->anchor);
+    return 0;
+}
+
+/* How many of the wanted blocks get a place. */
+static uint32_t room_for(struct fk_core *core, const struct plan *p)
+{
+    struct core_space *sp = &core->spaces[core->ix.groups[p->group].space];
+    uint32_t room = fk_index_room(&core->ix, p->group, FK_TIER_CPU, p->n_wanted, sp->reserve);
+    uint32_t n = p->n_wanted;
+
+    if (room < n)
+        n = fk_index_admit(&core->ix, p->group, FK_TIER_CPU, n, n - room, p->first + p->n_known,
+                           core->tick);
+    return n <= room ? n : core_make_room(core, p->group, FK_TIER_CPU, n, sp->reserve);
+}
+
+/* Hands out slots in runs. */
+struct slot_source { uint32_t next, left; };
+
+static uint32_t next_slot(struct fk_core *core, uint32_t group, struct slot_source *s,
+                          uint32_t want)
+{
+    if (!s->left)
+        s->left = fk_index_take_slots(&core->ix, group, FK_TIER_CPU, want, &s->next);
+    if (!s->left)
+        return FK_NONE;
+    s->left--;
+    return s->next++;
+}
+
+/* Entry and slot for block i; false: no memory for more entries, or no slot. */
+static bool place_block(struct fk_core *core, struct plan *p, struct op *op, uint32_t i,
+                        struct slot_source *slots, uint32_t want)
+{
+    struct fk_index *ix = &core->ix;
+    uint32_t parent = i ? p->entries[i - 1] : p->parent, slot;
+
+    /* A refilled block keeps its group: its slot is counted there. */
+    uint32_t group = i < p->n_known ? ix->entries[p->entries[i]].group : p->group;
+    if (group != p->group) {
+        if (!fk_index_room(ix, group, FK_TIER_CPU, 1, 0) ||
+            !fk_index_take_slots(ix, group, FK_TIER_CPU, 1, &slot))
+            return false;
+    } else if ((slot = next_slot(core, group, slots, want)) == FK_NONE) {
+        return false;
+    }
+    if (i < p->n_known) {
+        fk_index_pin(ix, p->entries[i]);
+    } else {
+        p->entries[i] = fk_index_add(ix, p->keys[i], parent, group, core->tick);
+        if (p->entries[i] == FK_NONE) {
+            fk_index_return_slot(ix, group, FK_TIER_CPU, slot);
+            return false;
+        }
+    }
+    fk_index_fill(ix, p->entries[i], FK_TIER_CPU, slot);
+    op->blocks[i].entry = p->entries[i];
+    return true;
+}
+
+static void place_blocks(struct fk_core *core, struct plan *p, struct op *op, struct job *j,
+                         uint32_t room)
+{
+    struct slot_source slots = { 0, 0 };
+    uint32_t i;
+
+    for (i = 0; i < p->n; i++) {
+        bool wanted = i >= p->n_known || wants_bytes(core, &core->ix.entries[p->entries[i]]);
+        op->blocks[i].state = BLK_DONE;
+        if (i + PUT_AHEAD < p->n)
+            fk_index_prefetch_key(&core->ix, p->keys[i + PUT_AHEAD]);
+        if (!wanted)
+            continue;
+        if (!room || !place_block(core, p, op, i, &slots, room))
+            break;
+        room--;
+        core_job_add(core, j, op, i);
+    }
+    for (; slots.left; slots.left--)
+        fk_index_return_slot(&core->ix, p->group, FK_TIER_CPU, slots.next++);
+    for (; i < p->n; i++)
+        core_op_block_fail(core, op, i, -ENOSPC);
+}
+
+static void fail_all(struct fk_core *core, struct op *op, int status)
+{
+    for (uint32_t i = 0; i < op->n; i++)
+        core_op_block_fail(core, op, i, status);
+}
+
+int fk_core_put(struct fk_core *core, uint32_t space, uint32_t group, const struct fk_key *keys,
+                uint32_t n, uint32_t first, const struct fk_core_op_args *args, uint64_t now_us,
+                uint64_t *id)
+{
+    if (first > n)
+        return -EINVAL;
+    struct plan p = { .group = group, .keys = keys + first, .n = n - first, .first = first,
+                      .anchor = FK_NONE };
+    struct op *op = core_op_new(core, FLEXKV_OP_PUT, space, p.n, args, now_us, id);
+    if (!op)
+        return -ENOMEM;
+    op->group = group;
+    op->next = p.n;         /* a put has nothing to start later */
+    for (uint32_t i = 0; i < p.n; i++)
+        op->blocks[i] = (struct op_block){ .entry = FK_NONE, .page = args->pages[i] };
+    core_tick_now(core, now_us);
+    core->stats.puts++;
+
+    int rc = make_plan(core, space, &p);
+    struct job *j = NULL;
+    if (rc == 0 && p.n_wanted && !(j = core_job_new(core, op, p.n_wanted)))
+        rc = -ENOMEM;
+    if (rc)
+        fail_all(core, op, rc);
+    else
+        place_blocks(core, &p, op, j, p.n_wanted ? room_for(core, &p) : 0);
+    if (p.anchor != FK_NONE)
+        fk_index_unpin(&core->ix, p.anchor);
+    if (j && j->pub.n) {
+        core_job_start(core, j, op);
+    } else if (j) {
+        j->next_free = core->spaces[space].free_jobs;
+        core->spaces[space].free_jobs = j;
+    }
+    core_op_pump(core, op);
+    core_evict_ahead(core);
+    return 0;
+}

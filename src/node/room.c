@@ -1,0 +1,126 @@
+/* room.c - making room in a tier: eviction on demand, and ahead of need. See core.h. */
+#include "node/core_impl.h"
+
+/* The last copy of a block whose children are on SSD can't just go: it is written first. If
+ * that is impossible it is given up, and its descendants will be swept. */
+static void save_or_lose(struct fk_core *core, uint32_t victim)
+{
+    core_write_blocks(core, &victim, 1);
+    if (fk_entry_in(&core->ix.entries[victim], FK_TIER_SSD) == FK_ABSENT)
+        fk_index_drop(&core->ix, victim, FK_TIER_CPU, true);
+}
+
+/* Evicts one block; false: nothing can be evicted. */
+static bool evict_one(struct fk_core *core, uint32_t group, enum fk_tier tier)
+{
+    uint32_t victim = fk_index_victim(&core->ix, group, tier, core->tick);
+
+    if (victim == FK_NONE)
+        return false;
+    fk_index_prefetch_before(&core->ix, victim);
+    if (fk_likely(fk_index_droppable(&core->ix, victim, tier)))
+        fk_index_drop(&core->ix, victim, tier, true);
+    else if (tier == FK_TIER_CPU)
+        save_or_lose(core, victim);
+    else
+        return false;
+    return true;
+}
+
+uint32_t core_make_room(struct fk_core *core, uint32_t group, enum fk_tier tier, uint32_t want,
+                        uint32_t reserve)
+{
+    struct fk_index *ix = &core->ix;
+    uint32_t room = fk_index_room(ix, group, tier, want, reserve);
+
+    if (room >= want)
+        return room;
+    uint32_t slots = ix->spaces[ix->groups[group].space].slots[tier].n;
+    uint32_t extra = (uint32_t)(core->params.evict_ratio * slots);
+    /* Victims that must be written first give no room now: bound the tries. */
+    for (uint64_t tries = (uint64_t)(want - room) + CORE_CLEAN_BATCH; room < want && tries; tries--) {
+        if (!evict_one(core, group, tier))
+            break;
+        room = fk_index_room(ix, group, tier, want, reserve);
+    }
+    for (; extra && room >= want; extra--)
+        if (!evict_one(core, group, tier))
+            break;
+    return room;
+}
+
+/* ---- ahead of need ---- */
+
+/* The victim and its ancestors of the same age that are not on SSD, parents first. */
+static void clean_tail(struct fk_core *core, uint32_t victim)
+{
+    uint32_t tail[CORE_CLEAN_BATCH], n = 0;
+    const struct fk_entry *entries = core->ix.entries;
+    uint32_t age = entries[victim].atime;
+
+    for (uint32_t i = victim; i != FK_NONE && n < CORE_CLEAN_BATCH; i = entries[i].parent) {
+        const struct fk_entry *e = &entries[i];
+        if (fk_entry_in(e, FK_TIER_CPU) != FK_READY || e->atime != age ||
+            fk_entry_in(e, FK_TIER_SSD) != FK_ABSENT)
+            break;
+        tail[CORE_CLEAN_BATCH - ++n] = i;
+    }
+    core_write_blocks(core, tail + CORE_CLEAN_BATCH - n, n);
+}
+
+/* Written ahead of its eviction, the block goes at once: by the next round another one may be
+ * the victim and push it off the SSD again, and so on without end. */
+void core_evict_cleaned(struct fk_core *core, uint32_t entry)
+{
+    const struct fk_entry *e = &core->ix.entries[entry];
+    const struct fk_slots *slots = &fk_entry_space(&core->ix, e)->slots[FK_TIER_CPU];
+    double start = fk_min(core->params.evict_start_threshold, 0.95);
+    double down_to = fk_max(start - core->params.evict_ratio, 0.0) * slots->n;
+
+    if (core->params.write_policy != FK_WRITE_ON_EVICT || slots->n - slots->n_free <= down_to)
+        return;
+    if (fk_entry_in(e, FK_TIER_CPU) == FK_READY && fk_entry_on_ssd(&core->ix, e) && !e->pins &&
+        !e->tier_children[FK_TIER_CPU])
+        fk_index_drop(&core->ix, entry, FK_TIER_CPU, true);
+}
+
+static void evict_ahead_in(struct fk_core *core, uint32_t space, enum fk_tier tier)
+{
+    struct fk_index *ix = &core->ix;
+    const struct fk_slots *slots = &ix->spaces[space].slots[tier];
+    double start = core->params.evict_start_threshold;
+    bool on_evict = core->params.write_policy == FK_WRITE_ON_EVICT && tier == FK_TIER_CPU &&
+                    core->spaces[space].ssd_slots;
+
+    if (on_evict)
+        start = fk_min(start, 0.95);    /* writing takes time: it must begin before the end */
+    if (start >= 1.0 || !slots->n || slots->n - slots->n_free <= start * slots->n)
+        return;
+    double down_to = fk_max(start - core->params.evict_ratio, 0.0) * slots->n;
+    uint32_t group = ix->spaces[space].default_group;
+    for (uint32_t i = 0; i < 1024 && slots->n - slots->n_free > down_to; i++) {
+        uint32_t victim = fk_index_victim(ix, group, tier, core->tick);
+        if (victim == FK_NONE)
+            return;
+        /* Cleaned, and about to leave the cpu tier: dropped here it would be written again. */
+        if (tier == FK_TIER_SSD && core->params.write_policy == FK_WRITE_ON_EVICT &&
+            fk_entry_in(&ix->entries[victim], FK_TIER_CPU) == FK_READY)
+            return;
+        if (on_evict && fk_entry_in(&ix->entries[victim], FK_TIER_SSD) == FK_ABSENT) {
+            if (core->spaces[space].backlog >= core->spaces[space].backlog_max)
+                return;
+            clean_tail(core, victim);
+            if (fk_entry_in(&ix->entries[victim], FK_TIER_SSD) == FK_ABSENT)
+                return;         /* SSD takes nothing now: dropped when the room is needed */
+        } else if (!evict_one(core, group, tier)) {
+            return;
+        }
+    }
+}
+
+void core_evict_ahead(struct fk_core *core)
+{
+    for (uint32_t s = 0; s < core->ix.n_spaces; s++)
+        for (int t = 0; t < FK_TIERS; t++)
+            evict_ahead_in(core, s, (enum fk_tier)t);
+}
