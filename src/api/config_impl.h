@@ -1,0 +1,21 @@
+/* config_impl.h - private to src/api: what a flexkv_config is. A node keeps a reference to the
+ * one it was opened with, which is frozen then. */
+#ifndef FK_API_CONFIG_IMPL_H
+#define FK_API_CONFIG_IMPL_H
+
+#include <stdatomic.h>
+
+#include "config/config.h"
+#include "flexkv/flexkv.h"
+
+struct flexkv_config {
+    struct fk_config *config;
+    _Atomic unsigned refs;
+    bool finished;                  /* defaults applied, checks across options done */
+    bool frozen;
+};
+
+/* Finishes and freezes; a reference more. */
+int fk_api_config_take(flexkv_config *c);
+
+#endif

@@ -1,0 +1,289 @@
+/*
+ * io_thread.c - the node's I/O thread: carries the core's SSD requests to the stores and their
+ * answers back, and calls the core's tick when a deadline comes. Sleeps in the engine's reap
+ * (or on a condition variable where there is no SSD) until something happens.
+ *
+ * Locks: io_lock around everything that touches engine or stores; node->lock, taken inside it
+ * and never across I/O, around the core.
+ */
+#include "api/node_impl.h"
+#include "base/clock.h"
+
+#define MAX_SLEEP_US 1000000u       /* a lost wake-up costs a second at most, never a hang */
+#define REGISTER_CHUNK FK_GIB       /* the kernel takes no larger buffer */
+
+struct batch {
+    struct fk_core_ssd_req req[FK_NODE_SSD_BATCH];
+    struct fk_core_ssd_done done[FK_NODE_SSD_BATCH];
+    struct fk_ssd_req out[FK_NODE_SSD_BATCH];
+    struct fk_ssd_done tier_done[FK_NODE_SSD_BATCH];
+    struct fk_io *io[FK_NODE_SSD_BATCH];
+};
+
+void fk_node_io_wake(flexkv_node *node)
+{
+    if (atomic_exchange(&node->io_signalled, true))
+        return;
+    if (node->engine) {
+        node->engine->ops->wake(node->engine);
+        return;
+    }
+    pthread_mutex_lock(&node->wake_lock);
+    pthread_cond_signal(&node->io_wake);
+    pthread_mutex_unlock(&node->wake_lock);
+}
+
+/* ---- requests ---- */
+
+static flexkv_space *space_of(flexkv_node *node, uint32_t id)
+{
+    flexkv_space *s = node->spaces;
+
+    while (s && s->id != id)
+        s = s->next;
+    return s;
+}
+
+static struct fk_ssd_req to_tier(const flexkv_space *s, const struct fk_core_ssd_req *r)
+{
+    return (struct fk_ssd_req){
+        .op = r->kind == FK_SSD_READ ? FK_IO_READ : FK_IO_WRITE, .slot = r->ssd_slot,
+        .buf = (char *)fk_pool_base(s->pool) + r->cpu_slot * s->slot_bytes,
+        .key = r->key, .parent = r->parent, .tag = r->tag, .id = r->id,
+    };
+}
+
+static bool is_transfer(const struct fk_core_ssd_req *r)
+{
+    return r->kind == FK_SSD_READ || r->kind == FK_SSD_WRITE;
+}
+
+static void carry_out(flexkv_space *s, const struct fk_core_ssd_req *r, uint64_t now)
+{
+    if (r->kind == FK_SSD_FORGET)
+        fk_ssd_forget(s->ssd, r->ssd_slot);
+    else
+        (void)fk_ssd_reset(s->ssd, now);        /* it logs a failure */
+}
+
+/* Carries out requests in order; transfers that follow each other go together. */
+static void submit(flexkv_node *node, struct batch *b, uint32_t n, uint64_t now)
+{
+    for (uint32_t i = 0; i < n;) {
+        flexkv_space *s = space_of(node, b->req[i].space);
+        uint32_t k = 0;
+        for (; i < n && b->req[i].space == s->id && is_transfer(&b->req[i]); i++)
+            b->out[k++] = to_tier(s, &b->req[i]);
+        if (k)
+            fk_ssd_submit(s->ssd, b->out, k, now);
+        else
+            carry_out(s, &b->req[i++], now);
+    }
+}
+
+static unsigned stores_inflight(flexkv_node *node)
+{
+    unsigned n = 0;
+
+    for (flexkv_space *s = node->spaces; s; s = s->next)
+        n += s->ssd ? fk_ssd_inflight(s->ssd) : 0;
+    return n;
+}
+
+/* More than twice the device's depth only hides later, more urgent reads behind writes. */
+static uint32_t take_requests(flexkv_node *node, struct batch *b)
+{
+    uint32_t cap = (uint32_t)node->set->ssd_io_depth * 2, busy = stores_inflight(node);
+
+    if (!node->engine || busy >= cap)
+        return 0;
+    return fk_core_take_ssd(node->core, b->req, fk_min(cap - busy, (uint32_t)FK_NODE_SSD_BATCH));
+}
+
+/* ---- answers ---- */
+
+static uint32_t collect(flexkv_node *node, struct batch *b, uint64_t now)
+{
+    uint32_t n = 0;
+
+    for (flexkv_space *s = node->spaces; s; s = s->next) {
+        if (!s->ssd)
+            continue;
+        fk_ssd_tick(s->ssd, now);
+        uint32_t k = fk_ssd_take_done(s->ssd, b->tier_done, FK_NODE_SSD_BATCH - n);
+        for (uint32_t i = 0; i < k; i++)
+            b->done[n++] = (struct fk_core_ssd_done){ b->tier_done[i].id, b->tier_done[i].status };
+    }
+    return n;
+}
+
+static void tell_dirs_out(flexkv_node *node)
+{
+    for (flexkv_space *s = node->spaces; s; s = s->next) {
+        uint32_t out = s->ssd ? fk_ssd_dirs_out(s->ssd) : 0;
+        if (out != s->dirs_out) {
+            s->dirs_out = out;
+            fk_core_ssd_dirs_out(node->core, s->id, out);
+        }
+    }
+}
+
+static void add_up_bytes(flexkv_node *node)
+{
+    uint64_t read = 0, written = 0;
+
+    for (flexkv_space *s = node->spaces; s; s = s->next) {
+        struct fk_ssd_stats st = { 0 };
+        if (s->ssd)
+            fk_ssd_get_stats(s->ssd, &st);
+        read += st.read_bytes;
+        written += st.write_bytes;
+    }
+    atomic_store(&node->bytes_read, read);
+    atomic_store(&node->bytes_written, written);
+}
+
+/* Memory that has been faulted in since the last time is made known to the engine, in chunks
+ * that end between slots. */
+static void register_pools(flexkv_node *node)
+{
+    for (flexkv_space *s = node->spaces; s; s = s->next) {
+        uint64_t chunk = fk_max(REGISTER_CHUNK / s->slot_bytes, (uint64_t)1) * s->slot_bytes;
+        uint64_t there = fk_pool_populated(s->pool);
+        while (s->ssd && s->pool_registered < s->pool_bytes) {
+            uint64_t n = fk_min(chunk, s->pool_bytes - s->pool_registered);
+            if (there < s->pool_registered + n)
+                break;
+            (void)node->engine->ops->register_memory(
+                node->engine, (char *)fk_pool_base(s->pool) + s->pool_registered, n);
+            s->pool_registered += n;
+        }
+    }
+}
+
+static uint64_t sleep_us(flexkv_node *node, uint64_t core_wakeup, uint64_t now)
+{
+    uint64_t at = core_wakeup;
+
+    for (flexkv_space *s = node->spaces; s; s = s->next)
+        if (s->ssd)
+            at = fk_min(at, fk_ssd_next_wakeup(s->ssd));
+    return at <= now ? 0 : fk_min(at - now, (uint64_t)MAX_SLEEP_US);
+}
+
+/* ---- the loop ---- */
+
+static void wait_without_engine(flexkv_node *node, uint64_t us)
+{
+    struct timespec ts;
+
+    clock_gettime(CLOCK_MONOTONIC, &ts);
+    uint64_t ns = (uint64_t)ts.tv_nsec + us * 1000;
+    ts.tv_sec += (time_t)(ns / 1000000000u);
+    ts.tv_nsec = (long)(ns % 1000000000u);
+    pthread_mutex_lock(&node->wake_lock);
+    while (us && !atomic_load(&node->io_signalled))
+        if (pthread_cond_timedwait(&node->io_wake, &node->wake_lock, &ts))
+            break;
+    pthread_mutex_unlock(&node->wake_lock);
+}
+
+/* Waits for the stores (or just waits), takes what is finished. */
+static uint32_t wait_and_collect(flexkv_node *node, struct batch *b, uint64_t us)
+{
+    if (!node->engine) {
+        wait_without_engine(node, us);
+        return 0;
+    }
+    register_pools(node);
+    int k = node->engine->ops->reap(node->engine, b->io, FK_NODE_SSD_BATCH, us);
+    uint64_t now = fk_clock_us();
+    for (int i = 0; i < k; i++)
+        fk_ssd_io_done(b->io[i], now);
+    uint32_t n = collect(node, b, now);
+    add_up_bytes(node);
+    return n;
+}
+
+/* One turn; n_before: how much the last one brought (a full batch: there may be more). */
+static uint32_t take_turn(flexkv_node *node, struct batch *b, uint32_t n_before)
+{
+    uint64_t now = fk_clock_us();
+
+    atomic_store(&node->io_signalled, false);
+    pthread_mutex_lock(&node->lock);
+    uint32_t n = take_requests(node, b);
+    uint64_t wakeup = fk_core_next_wakeup(node->core);
+    node->io_sleeps_until = fk_min(wakeup, now + MAX_SLEEP_US);
+    pthread_mutex_unlock(&node->lock);
+
+    submit(node, b, n, now);
+    bool more = n == FK_NODE_SSD_BATCH || n_before == FK_NODE_SSD_BATCH;
+    n = wait_and_collect(node, b, more ? 0 : sleep_us(node, wakeup, now));
+
+    now = fk_clock_us();
+    pthread_mutex_lock(&node->lock);
+    tell_dirs_out(node);
+    if (n)
+        fk_core_ssd_done(node->core, b->done, n, now);
+    if (now >= fk_core_next_wakeup(node->core))
+        fk_core_tick(node->core, now);
+    fk_node_unlock(node);
+    return n;
+}
+
+static void *io_main(void *arg)
+{
+    flexkv_node *node = arg;
+    struct batch *b = calloc(1, sizeof(*b));
+
+    uint32_t n = 0;
+
+    pthread_mutex_lock(&node->io_lock);
+    while (b && !atomic_load(&node->io_stop)) {
+        if (atomic_load(&node->io_yield)) {     /* a space is being opened */
+            pthread_mutex_unlock(&node->io_lock);
+            while (atomic_load(&node->io_yield))
+                usleep(200);
+            pthread_mutex_lock(&node->io_lock);
+        }
+        n = take_turn(node, b, n);
+    }
+    pthread_mutex_unlock(&node->io_lock);
+    free(b);
+    return NULL;
+}
+
+void fk_node_io_acquire(flexkv_node *node)
+{
+    atomic_fetch_add(&node->io_yield, 1);
+    if (node->has_io_thread)
+        fk_node_io_wake(node);
+    pthread_mutex_lock(&node->io_lock);
+}
+
+void fk_node_io_release(flexkv_node *node)
+{
+    atomic_fetch_sub(&node->io_yield, 1);
+    pthread_mutex_unlock(&node->io_lock);
+}
+
+int fk_node_io_start(flexkv_node *node)
+{
+    int rc = pthread_create(&node->io_thread, NULL, io_main, node);
+
+    if (rc)
+        return fk_api_fail(-rc, "cannot start the I/O thread: %s", strerror(rc));
+    node->has_io_thread = true;
+    return 0;
+}
+
+void fk_node_io_stop(flexkv_node *node)
+{
+    if (!node->has_io_thread)
+        return;
+    atomic_store(&node->io_stop, true);
+    fk_node_io_wake(node);
+    pthread_join(node->io_thread, NULL);
+    node->has_io_thread = false;
+}

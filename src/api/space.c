@@ -1,0 +1,452 @@
+/* space.c - spaces, namespaces, quotas, and engine memory. */
+#include <ctype.h>
+#include <stdio.h>
+#include <sys/stat.h>
+
+#include <openssl/sha.h>
+
+#include "api/node_impl.h"
+#include "base/clock.h"
+
+#define SLOT_ALIGN 64u
+
+/* ---- geometry ---- */
+
+static bool name_ok(const char *name)
+{
+    size_t n = strlen(name);
+
+    if (!n || n > 63 || name[0] == '.')
+        return false;
+    for (; *name; name++)
+        if (!isalnum((unsigned char)*name) && !strchr("_.-", *name))
+            return false;
+    return true;
+}
+
+static int check_desc(const flexkv_space_desc *d, const char *name)
+{
+    if (d->struct_bytes < sizeof(*d))
+        return fk_api_fail(-EINVAL, "flexkv_space_desc: struct_bytes is not set");
+    if (!name_ok(name))
+        return fk_api_fail(-EINVAL, "space name \"%.80s\": 1 to 63 of A-Z a-z 0-9 _ . - are allowed",
+                           name);
+    if (!d->tokens_per_block || !d->ranks || d->ranks > 4096 || !d->slice_bytes)
+        return fk_api_fail(-EINVAL, "space %s: tokens_per_block, ranks (1 to 4096) and slice_bytes "
+                           "must be greater than 0", name);
+    if (d->slice_bytes > UINT32_MAX / d->ranks)
+        return fk_api_fail(-EINVAL, "space %s: a block of %u x %llu bytes is larger than 4 GiB",
+                           name, d->ranks, (unsigned long long)d->slice_bytes);
+    return 0;
+}
+
+/* What makes blocks of two spaces different, in 16 bytes: the model's identity as the engine
+ * gives it, the geometry, and how keys are made. */
+static void make_fingerprint(flexkv_space *s, const flexkv_space_desc *d)
+{
+    static const char tag[] = "flexkv-space-1";
+    unsigned char digest[SHA256_DIGEST_LENGTH];
+    uint64_t words[4] = { d->tokens_per_block, d->ranks, d->slice_bytes, s->scheme };
+    size_t at = sizeof(tag) + sizeof(words);
+    unsigned char *all = malloc(at + d->fingerprint_bytes);
+
+    if (!all)
+        return;
+    memcpy(all, tag, sizeof(tag));
+    memcpy(all + sizeof(tag), words, sizeof(words));
+    if (d->fingerprint_bytes)
+        memcpy(all + at, d->fingerprint, d->fingerprint_bytes);
+    SHA256(all, at + d->fingerprint_bytes, digest);
+    memcpy(s->fingerprint, digest, sizeof(s->fingerprint));
+    free(all);
+}
+
+static uint64_t slots_for(const flexkv_node *node, uint64_t bytes, int64_t blocks,
+                          const flexkv_space *s)
+{
+    uint64_t n = blocks ? (uint64_t)blocks : bytes / s->slot_bytes;
+
+    return n / (uint64_t)node->set->max_spaces;
+}
+
+/* ---- namespaces and quotas ---- */
+
+static uint32_t quota_blocks(const struct fk_quota *q, uint32_t slots, uint64_t slot_bytes,
+                             uint32_t otherwise)
+{
+    switch (q->kind) {
+    case FK_QUOTA_BYTES: return (uint32_t)fk_min(q->bytes / slot_bytes, (uint64_t)slots);
+    case FK_QUOTA_FRACTION: return (uint32_t)(q->fraction * slots);
+    default: return otherwise;
+    }
+}
+
+static uint32_t tag_of_name(const char *name)
+{
+    unsigned char digest[SHA256_DIGEST_LENGTH];
+    uint32_t tag;
+
+    SHA256((const unsigned char *)name, strlen(name), digest);
+    memcpy(&tag, digest, sizeof(tag));
+    return tag | 1;                 /* 0: no namespace of its own */
+}
+
+static int add_groups(flexkv_space *s, const uint32_t slots[FK_TIERS])
+{
+    flexkv_node *node = s->node;
+
+    for (size_t i = 0; i < node->set->namespaces.count; i++) {
+        const struct fk_namespace_quota *ns = &node->set->namespaces.item[i];
+        struct fk_core_quota quota = { .tag = tag_of_name(ns->name) };
+        struct fk_group_name g = { .space = s->id, .name = ns->name };
+        for (int t = 0; t < FK_TIERS; t++) {
+            quota.max[t] = quota_blocks(&ns->max, slots[t], s->slot_bytes, UINT32_MAX);
+            quota.guaranteed[t] = quota_blocks(&ns->guaranteed, slots[t], s->slot_bytes, 0);
+        }
+        int rc = fk_core_group_add(node->core, s->id, &quota, &g.group);
+        if (rc == -EINVAL)
+            return fk_api_fail(rc, "namespaces: what is guaranteed to %s and those before it is "
+                               "more than the tier has, or more than its maximum", ns->name);
+        if (rc || fk_vec_push(&node->groups, g))
+            return fk_api_fail(rc ? rc : -ENOMEM, "namespaces: no room for the quota of %s",
+                               ns->name);
+    }
+    return 0;
+}
+
+static uint32_t group_of(flexkv_space *s, const char *namespace_name)
+{
+    for (size_t i = 0; i < s->node->groups.len; i++) {
+        const struct fk_group_name *g = &s->node->groups.data[i];
+        if (g->space == s->id && strcmp(g->name, namespace_name) == 0)
+            return g->group;
+    }
+    return fk_core_space_default_group(s->node->core, s->id);
+}
+
+/* All parts in one string that no other list of parts gives. */
+static char *join_parts(const char *const *parts, size_t n)
+{
+    size_t bytes = 1;
+    char *text, *at;
+
+    for (size_t i = 0; i < n; i++)
+        bytes += strlen(parts[i]) + 24;
+    at = text = malloc(bytes);
+    if (!text)
+        return NULL;
+    *at = '\0';
+    for (size_t i = 0; i < n; i++)
+        at += sprintf(at, "%zu:%s,", strlen(parts[i]), parts[i]);
+    return text;
+}
+
+FLEXKV_API int flexkv_namespace_open(flexkv_space *s, const char *const *parts, size_t n_parts,
+                                     flexkv_namespace **out)
+{
+    fk_autofree char *name = join_parts(parts, n_parts);
+    flexkv_namespace *ns = calloc(1, sizeof(*ns)), *seen;
+
+    if (!name || !ns) {
+        free(ns);
+        return fk_api_fail(-ENOMEM, "out of memory");
+    }
+    ns->space = s;
+    ns->seed = fk_key_seed(s->fingerprint, sizeof(s->fingerprint), parts, n_parts);
+    pthread_mutex_lock(&s->node->lock);
+    for (seen = s->namespaces; seen && strcmp(seen->name, name); seen = seen->next)
+        ;
+    if (!seen) {
+        ns->group = group_of(s, n_parts ? parts[0] : "");
+        ns->name = fk_steal(name);
+        ns->next = s->namespaces;
+        s->namespaces = seen = ns;
+        ns = NULL;
+    }
+    pthread_mutex_unlock(&s->node->lock);
+    free(ns);
+    *out = seen;
+    return 0;
+}
+
+/* ---- opening ---- */
+
+void fk_space_free(flexkv_space *s)
+{
+    if (s->ssd)
+        fk_ssd_close(s->ssd);
+    fk_pool_destroy(s->pool);
+    for (uint32_t r = 0; s->rank && r < s->ranks; r++)
+        free(s->rank[r].regions);
+    while (s->namespaces) {
+        flexkv_namespace *next = s->namespaces->next;
+        free(s->namespaces->name);
+        free(s->namespaces);
+        s->namespaces = next;
+    }
+    free(s->rank);
+    free(s);
+}
+
+static void pool_populated(void *arg)
+{
+    flexkv_space *s = arg;
+
+    if (s->node->has_io_thread)
+        fk_node_io_wake(s->node);
+}
+
+static int open_pool(flexkv_space *s, uint32_t cpu_slots)
+{
+    const struct fk_settings *set = s->node->set;
+    struct fk_pool_params params = {
+        .bytes = (uint64_t)cpu_slots * s->slot_bytes,
+        .pages = (enum fk_pool_pages)set->cpu_memory,
+        .hugepage_bytes = set->hugepage_size_bytes,
+        .numa = true,
+        .populated = pool_populated, .arg = s,
+    };
+    char error[400];
+
+    s->pool_bytes = params.bytes;
+    int rc = fk_pool_create(&params, &s->pool, error, sizeof(error));
+    return rc ? fk_api_fail(rc, "space %s: %s", s->name, error) : 0;
+}
+_Static_assert((int)FK_CPU_MEMORY_PLAIN == (int)FK_POOL_PLAIN, "kinds of memory in one order");
+
+static int open_store(flexkv_space *s, uint32_t ssd_slots)
+{
+    const struct fk_settings *set = s->node->set;
+    struct fk_ssd_params params = {
+        .name = s->name, .dirs = (const char *const *)set->ssd_cache_dir.item,
+        .n_dirs = (uint32_t)set->ssd_cache_dir.count, .block_bytes = s->block_bytes,
+        .n_slots = ssd_slots, .recreate = set->ssd_recreate, .direct = set->ssd_direct_io,
+        .io_chunk_bytes = (uint32_t)fk_min(set->ssd_io_chunk_bytes, (uint64_t)FK_GIB),
+        .device_errors = (uint32_t)set->ssd_device_errors,
+        .device_retry_us = (uint64_t)set->ssd_device_retry_ms * 1000,
+        .engine = s->node->engine,
+    };
+    char error[500];
+
+    if (!ssd_slots)
+        return 0;
+    if (set->ssd_max_file_bytes && params.n_dirs &&
+        fk_div_up(ssd_slots, params.n_dirs) * s->slot_bytes > set->ssd_max_file_bytes)
+        fk_warn("max_file_size_gb is not applied: a directory's slots are one file");
+    memcpy(params.fingerprint, s->fingerprint, sizeof(params.fingerprint));
+    int rc = fk_ssd_open(&params, &s->ssd, error, sizeof(error));
+    return rc ? fk_api_fail(rc, "%s", error) : 0;
+}
+
+struct found_list { FK_VEC(struct fk_core_found) v; int rc; };
+
+static void remember_found(void *arg, const struct fk_ssd_found *f)
+{
+    struct found_list *list = arg;
+    struct fk_core_found c = { .key = f->key, .parent = f->parent, .seq = f->seq,
+                               .slot = f->slot, .tag = f->tag };
+
+    if (fk_vec_push(&list->v, c))
+        list->rc = -ENOMEM;
+}
+
+static int recover(flexkv_space *s)
+{
+    struct found_list list = { 0 };
+    uint64_t start = fk_clock_us();
+
+    if (!s->ssd)
+        return 0;
+    int rc = fk_ssd_recover(s->ssd, remember_found, &list);
+    rc = rc ? rc : list.rc;
+    int64_t placed = rc ? rc : fk_core_recover(s->node->core, s->id, list.v.data,
+                                               (uint32_t)list.v.len);
+    if (placed >= 0 && list.v.len)
+        fk_info("space %s: %lld of %zu blocks on SSD are there again (%llu ms)", s->name,
+                (long long)placed, list.v.len, (unsigned long long)(fk_clock_us() - start) / 1000);
+    fk_vec_free(&list.v);
+    return placed < 0 ? fk_api_fail((int)placed, "space %s: reading the slot table: %s", s->name,
+                                    strerror((int)-placed)) : 0;
+}
+
+/* With both locks: pool, store, the core's space, what was on SSD. */
+static int build(flexkv_space *s)
+{
+    flexkv_node *node = s->node;
+    const struct fk_settings *set = node->set;
+    uint64_t cpu = slots_for(node, set->cpu_cache_bytes, set->cpu_cache_blocks, s);
+    uint64_t ssd = node->engine ? slots_for(node, set->ssd_cache_bytes, set->ssd_cache_blocks, s) : 0;
+    uint32_t n_spaces = 0;
+
+    for (flexkv_space *o = node->spaces; o; o = o->next)
+        n_spaces++;
+    if (n_spaces >= (uint32_t)set->max_spaces)
+        return fk_api_fail(-ENOSPC, "space %s: the node has its %u spaces already; raise max_spaces",
+                           s->name, n_spaces);
+    if (!cpu)
+        return fk_api_fail(-EINVAL, "space %s: cpu_cache_gb has no room for one block of %llu bytes",
+                           s->name, (unsigned long long)s->slot_bytes);
+    if (cpu > 1u << 30 || ssd > 1u << 30)
+        return fk_api_fail(-EINVAL, "space %s: more than 2^30 blocks in a tier; lower %s", s->name,
+                           cpu > 1u << 30 ? "cpu_cache_gb" : "ssd_cache_gb");
+    int rc = open_pool(s, (uint32_t)cpu);
+    if (!rc)
+        rc = open_store(s, (uint32_t)ssd);
+    if (rc)
+        return rc;
+    struct fk_core_space_params params = {
+        .cpu_slots = (uint32_t)cpu, .ssd_slots = (uint32_t)ssd, .ranks = s->ranks,
+        .ssd_dirs = s->ssd ? (uint32_t)set->ssd_cache_dir.count : 0,
+        .ssd_stripe_slots = s->ssd ? fk_ssd_stripe_slots(s->ssd) : 0,
+    };
+    rc = fk_core_space_add(node->core, &params, &s->id);
+    if (rc)
+        return fk_api_fail(rc, "space %s: no memory for an index of %llu blocks", s->name,
+                           (unsigned long long)(cpu + ssd));
+    uint32_t slots[FK_TIERS] = { (uint32_t)cpu, (uint32_t)ssd };
+    rc = add_groups(s, slots);
+    return rc ? rc : recover(s);
+}
+
+static flexkv_space *find_space(flexkv_node *node, const char *name)
+{
+    flexkv_space *s = node->spaces;
+
+    while (s && strcmp(s->name, name))
+        s = s->next;
+    return s;
+}
+
+static int open_new(flexkv_node *node, flexkv_space *s, flexkv_space **out)
+{
+    fk_node_io_acquire(node);
+    pthread_mutex_lock(&node->lock);
+    flexkv_space *seen = find_space(node, s->name);
+    bool same = seen && memcmp(seen->fingerprint, s->fingerprint, sizeof(s->fingerprint)) == 0;
+    int rc = 0;
+    if (!seen) {
+        rc = build(s);
+        if (!rc) {
+            s->next = node->spaces;
+            node->spaces = s;
+            *out = s;
+        }
+    } else if (same) {
+        *out = seen;
+    } else {
+        rc = fk_api_fail(-EEXIST, "space %s is open with another geometry or fingerprint; give "
+                         "this one another name", s->name);
+    }
+    fk_node_unlock(node);
+    if (rc || seen)
+        fk_space_free(s);
+    fk_node_io_release(node);
+    return rc;
+}
+
+FLEXKV_API int flexkv_space_open(flexkv_node *node, const flexkv_space_desc *desc,
+                                 flexkv_space **out)
+{
+    const char *name = desc->name ? desc->name : "default";
+    int rc = check_desc(desc, name);
+
+    if (rc)
+        return rc;
+    flexkv_space *s = calloc(1, sizeof(*s));
+    if (s)
+        s->rank = calloc(desc->ranks, sizeof(*s->rank));
+    if (!s || !s->rank) {
+        free(s);
+        return fk_api_fail(-ENOMEM, "out of memory");
+    }
+    s->node = node;
+    snprintf(s->name, sizeof(s->name), "%s", name);
+    s->tokens_per_block = desc->tokens_per_block;
+    s->ranks = desc->ranks;
+    s->slice_bytes = desc->slice_bytes;
+    s->block_bytes = desc->slice_bytes * desc->ranks;
+    s->slot_bytes = fk_round_up(s->block_bytes, node->engine ? FK_SSD_ALIGN : SLOT_ALIGN);
+    s->scheme = (enum fk_key_scheme)node->set->key_hash;
+    make_fingerprint(s, desc);
+    return open_new(node, s, out);
+}
+_Static_assert((int)FK_KEY_HASH_XXH3 == (int)FK_KEY_XXH3, "key schemes in one order");
+
+/* ---- engine memory ---- */
+
+static int check_regions(const flexkv_space *s, uint32_t rank, const flexkv_region *r, size_t n)
+{
+    uint64_t bytes = 0;
+
+    if (rank >= s->ranks)
+        return fk_api_fail(-EINVAL, "rank %u: space %s has %u", rank, s->name, s->ranks);
+    for (size_t i = 0; i < n; i++) {
+        if (!r[i].base || !r[i].page_bytes || !r[i].pages || r[i].stride < r[i].page_bytes)
+            return fk_api_fail(-EINVAL, "rank %u, region %zu: base, page_bytes and pages must be "
+                               "set, and stride be at least page_bytes", rank, i);
+        if (r[i].pages != r[0].pages)
+            return fk_api_fail(-EINVAL, "rank %u: region %zu has %llu pages, region 0 has %llu",
+                               rank, i, (unsigned long long)r[i].pages,
+                               (unsigned long long)r[0].pages);
+        if (__builtin_add_overflow(bytes, r[i].page_bytes, &bytes))
+            return fk_api_fail(-EINVAL, "rank %u: sizes overflow", rank);
+    }
+    if (bytes != s->slice_bytes)
+        return fk_api_fail(-EINVAL, "rank %u: the regions' pages add up to %llu bytes, a slice of "
+                           "space %s has %llu", rank, (unsigned long long)bytes, s->name,
+                           (unsigned long long)s->slice_bytes);
+    return 0;
+}
+
+FLEXKV_API int flexkv_regions_register(flexkv_space *s, uint32_t rank, const flexkv_region *regions,
+                                       size_t n)
+{
+    int rc = check_regions(s, rank, regions, n);
+
+    if (rc)
+        return rc;
+    flexkv_region *copy = malloc(n * sizeof(*copy));
+    if (!copy)
+        return fk_api_fail(-ENOMEM, "out of memory");
+    memcpy(copy, regions, n * sizeof(*copy));
+    pthread_mutex_lock(&s->node->lock);
+    if (s->rank[rank].regions) {
+        rc = fk_api_fail(-EEXIST, "rank %u of space %s is registered already", rank, s->name);
+        free(copy);
+    } else {
+        s->rank[rank] = (struct fk_rank){ .regions = copy, .n_regions = (uint32_t)n,
+                                              .pages = regions[0].pages };
+        s->min_pages = s->n_ranks_registered++ ? fk_min(s->min_pages, regions[0].pages)
+                                               : regions[0].pages;
+    }
+    pthread_mutex_unlock(&s->node->lock);
+    return rc;
+}
+
+FLEXKV_API int flexkv_regions_unregister(flexkv_space *s, uint32_t rank)
+{
+    flexkv_node *node = s->node;
+
+    if (rank >= s->ranks)
+        return fk_api_fail(-EINVAL, "rank %u: space %s has %u", rank, s->name, s->ranks);
+    pthread_mutex_lock(&node->lock);
+    if (!s->rank[rank].regions || s->rank[rank].leaving) {
+        pthread_mutex_unlock(&node->lock);
+        return fk_api_fail(-ENOENT, "rank %u of space %s is not registered", rank, s->name);
+    }
+    s->rank[rank].leaving = true;
+    s->n_ranks_registered--;        /* no new operation from here on */
+    fk_core_fail_space_ops(node->core, s->id, -ENOTCONN, fk_clock_us());
+    fk_node_unlock(node);
+    pthread_mutex_lock(&node->lock);
+    while (!fk_core_space_idle(node->core, s->id))
+        pthread_cond_wait(&node->idle, &node->lock);    /* the agent in this process always ends */
+    free(s->rank[rank].regions);
+    s->rank[rank] = (struct fk_rank){ 0 };
+    s->min_pages = UINT64_MAX;
+    for (uint32_t r = 0; r < s->ranks; r++)
+        if (s->rank[r].regions && !s->rank[r].leaving)
+            s->min_pages = fk_min(s->min_pages, s->rank[r].pages);
+    pthread_mutex_unlock(&node->lock);
+    return 0;
+}
