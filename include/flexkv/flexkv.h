@@ -22,8 +22,9 @@
  *   Errors    0 or a count on success, -errno on failure, nothing changed then.
  *   Threads   any thread may call any function at any time, except that an object must not
  *             be used during or after the call that closes it.
- *   Waiting   only flexkv_poll (bounded by its timeout), flexkv_node_open and
- *             flexkv_node_close wait. All others take microseconds.
+ *   Waiting   flexkv_poll waits as long as its timeout says; opening and closing a node,
+ *             opening a space and unregistering regions wait for files and copies. All others
+ *             take microseconds (flexkv_reset: in proportion to the blocks it drops).
  *   Ownership arguments are copied during the call unless said otherwise. Handles belong to
  *             the node: closing the node ends spaces and namespaces too.
  *   Sizes     bytes unless the name says otherwise.
@@ -182,8 +183,8 @@ typedef struct flexkv_op_args {
 } flexkv_op_args;
 
 /*
- * Copies blocks [first, first + n) of the lease into the engine's pages. The lease is used up,
- * whatever becomes of the get. A block that can't be had fails, and with it all after it: the
+ * Copies blocks [first, first + n) of the lease into the engine's pages. Once the call succeeds
+ * the lease is used up, whatever becomes of the get. n 0 is allowed: it just counts as a use. A block that can't be had fails, and with it all after it: the
  * engine computes them. -ENOENT: no such lease; -EINVAL: range or page out of bounds.
  */
 FLEXKV_API int flexkv_get(flexkv_node *node, uint64_t lease, uint32_t first, uint32_t n,
@@ -191,11 +192,12 @@ FLEXKV_API int flexkv_get(flexkv_node *node, uint64_t lease, uint32_t first, uin
 /*
  * Stores blocks [first, n) of a prompt from the engine's pages (pages[0] belongs to keys[first]).
  * Blocks already there or under way cost nothing. If there is no room, a leading part is
- * stored. The pages must not change until the put completes.
+ * stored (status -ENOSPC); without the block before the first one, nothing is (-ENOENT). The pages must not change until the put completes.
  */
 FLEXKV_API int flexkv_put(flexkv_namespace *ns, const flexkv_key *keys, uint32_t n,
                           uint32_t first, const flexkv_op_args *args, uint64_t *op);
-/* Brings the known prefix of the keys into the cpu tier, behind gets in priority. */
+/* Brings the known prefix of the keys into the cpu tier, behind gets in priority. The completion
+ * counts the blocks that were known; args->pages and results are not used. */
 FLEXKV_API int flexkv_prefetch(flexkv_namespace *ns, const flexkv_key *keys, uint32_t n,
                                const flexkv_op_args *args, uint64_t *op);
 /* Asks an operation to end; it completes with -ECANCELED, or as it did if it was faster.
@@ -213,7 +215,8 @@ typedef struct flexkv_completion {
     void *user_data;
     uint32_t kind;                /* enum flexkv_op_kind */
     int32_t status;               /* 0: all blocks; else the first block's -errno:
-                                     -ETIMEDOUT, -ECANCELED, -EIO, -EBADMSG, -ENOSPC, -ENOENT */
+                                     -ETIMEDOUT, -ECANCELED, -EIO, -EBADMSG, -ENOSPC, -ENOENT,
+                                     -ENODEV (SSD out of use), -ENOTCONN (unregistered) */
     uint32_t blocks;              /* asked for */
     uint32_t blocks_ok;           /* leading blocks that were got / are stored / are in cpu */
     uint32_t flags;               /* FLEXKV_COMPLETION_* */

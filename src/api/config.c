@@ -46,10 +46,7 @@ static int frozen(void)
 
 FLEXKV_API int flexkv_config_load_default(flexkv_config *c)
 {
-    if (c->frozen || c->finished)
-        return frozen();
-    c->finished = true;
-    return done(c, fk_config_load_default(c->config));
+    return c->frozen ? frozen() : done(c, fk_config_load_usual(c->config));
 }
 
 FLEXKV_API int flexkv_config_load_file(flexkv_config *c, const char *path)

@@ -5,9 +5,11 @@
  *                                                   --> I/O thread   (SSD, deadlines, ticks)
  *                                                   --> completions + eventfd --> poll
  *
- * One mutex guards the core and the tables of spaces, namespaces and regions. Nobody holds it
- * across a system call that can wait. The SSD tier and the engine belong to the I/O thread;
- * before it starts, and for opening a space, to the opener (handed over under io_lock).
+ * `lock` guards the core and the tables of namespaces and regions. Nobody holds it across a
+ * system call that can wait. Engine and stores are used under `io_lock`, which the I/O thread
+ * holds all the time but when someone who opens a space asks for it; files are opened and
+ * tables read under it alone. The list of spaces grows under both locks, so either is enough
+ * to walk it. Order: io_lock, lock.
  */
 #ifndef FK_API_NODE_IMPL_H
 #define FK_API_NODE_IMPL_H

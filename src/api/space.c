@@ -203,7 +203,7 @@ static int open_pool(flexkv_space *s, uint32_t cpu_slots)
         .bytes = (uint64_t)cpu_slots * s->slot_bytes,
         .pages = (enum fk_pool_pages)set->cpu_memory,
         .hugepage_bytes = set->hugepage_size_bytes,
-        .numa = true,
+        .numa_nodes = set->numa_nodes,
         .populated = pool_populated, .arg = s,
     };
     char error[400];
@@ -230,9 +230,6 @@ static int open_store(flexkv_space *s, uint32_t ssd_slots)
 
     if (!ssd_slots)
         return 0;
-    if (set->ssd_max_file_bytes && params.n_dirs &&
-        fk_div_up(ssd_slots, params.n_dirs) * s->slot_bytes > set->ssd_max_file_bytes)
-        fk_warn("max_file_size_gb is not applied: a directory's slots are one file");
     memcpy(params.fingerprint, s->fingerprint, sizeof(params.fingerprint));
     int rc = fk_ssd_open(&params, &s->ssd, error, sizeof(error));
     return rc ? fk_api_fail(rc, "%s", error) : 0;
@@ -250,26 +247,46 @@ static void remember_found(void *arg, const struct fk_ssd_found *f)
         list->rc = -ENOMEM;
 }
 
-static int recover(flexkv_space *s)
+static int read_table(flexkv_space *s, struct found_list *list)
 {
-    struct found_list list = { 0 };
-    uint64_t start = fk_clock_us();
+    int rc = s->ssd ? fk_ssd_recover(s->ssd, remember_found, list) : 0;
 
-    if (!s->ssd)
-        return 0;
-    int rc = fk_ssd_recover(s->ssd, remember_found, &list);
-    rc = rc ? rc : list.rc;
-    int64_t placed = rc ? rc : fk_core_recover(s->node->core, s->id, list.v.data,
-                                               (uint32_t)list.v.len);
-    if (placed >= 0 && list.v.len)
-        fk_info("space %s: %lld of %zu blocks on SSD are there again (%llu ms)", s->name,
-                (long long)placed, list.v.len, (unsigned long long)(fk_clock_us() - start) / 1000);
-    fk_vec_free(&list.v);
-    return placed < 0 ? fk_api_fail((int)placed, "space %s: reading the slot table: %s", s->name,
-                                    strerror((int)-placed)) : 0;
+    rc = rc ? rc : list->rc;
+    return rc ? fk_api_fail(rc, "space %s: reading the slot table: %s", s->name, strerror(-rc)) : 0;
 }
 
-/* With both locks: pool, store, the core's space, what was on SSD. */
+static int recover(flexkv_space *s, const struct found_list *list)
+{
+    int64_t placed = fk_core_recover(s->node->core, s->id, list->v.data, (uint32_t)list->v.len);
+
+    if (placed < 0)
+        return fk_api_fail((int)placed, "space %s: recovery: %s", s->name, strerror((int)-placed));
+    if (list->v.len)
+        fk_info("space %s: %lld of %zu blocks on SSD are there again", s->name, (long long)placed,
+                list->v.len);
+    return 0;
+}
+
+/* With the lock: the core's space, its groups, what was on SSD. */
+static int add_to_core(flexkv_space *s, const uint32_t slots[FK_TIERS],
+                       const struct found_list *list)
+{
+    struct fk_core_space_params params = {
+        .cpu_slots = slots[FK_TIER_CPU], .ssd_slots = slots[FK_TIER_SSD], .ranks = s->ranks,
+        .ssd_dirs = s->ssd ? (uint32_t)s->node->set->ssd_cache_dir.count : 0,
+        .ssd_stripe_slots = s->ssd ? fk_ssd_stripe_slots(s->ssd) : 0,
+    };
+    int rc = fk_core_space_add(s->node->core, &params, &s->id);
+
+    if (rc)
+        return fk_api_fail(rc, "space %s: no memory for an index of %u + %u blocks", s->name,
+                           slots[FK_TIER_CPU], slots[FK_TIER_SSD]);
+    rc = add_groups(s, slots);
+    return rc || !s->ssd ? rc : recover(s, list);
+}
+
+/* With the io_lock: everything that may wait for files and memory is done before the core's
+ * lock is taken. */
 static int build(flexkv_space *s)
 {
     flexkv_node *node = s->node;
@@ -289,23 +306,24 @@ static int build(flexkv_space *s)
     if (cpu > 1u << 30 || ssd > 1u << 30)
         return fk_api_fail(-EINVAL, "space %s: more than 2^30 blocks in a tier; lower %s", s->name,
                            cpu > 1u << 30 ? "cpu_cache_gb" : "ssd_cache_gb");
-    int rc = open_pool(s, (uint32_t)cpu);
-    if (!rc)
-        rc = open_store(s, (uint32_t)ssd);
-    if (rc)
-        return rc;
-    struct fk_core_space_params params = {
-        .cpu_slots = (uint32_t)cpu, .ssd_slots = (uint32_t)ssd, .ranks = s->ranks,
-        .ssd_dirs = s->ssd ? (uint32_t)set->ssd_cache_dir.count : 0,
-        .ssd_stripe_slots = s->ssd ? fk_ssd_stripe_slots(s->ssd) : 0,
-    };
-    rc = fk_core_space_add(node->core, &params, &s->id);
-    if (rc)
-        return fk_api_fail(rc, "space %s: no memory for an index of %llu blocks", s->name,
-                           (unsigned long long)(cpu + ssd));
     uint32_t slots[FK_TIERS] = { (uint32_t)cpu, (uint32_t)ssd };
-    rc = add_groups(s, slots);
-    return rc ? rc : recover(s);
+    struct found_list list = { 0 };
+    int rc = open_pool(s, slots[FK_TIER_CPU]);
+    if (!rc)
+        rc = open_store(s, slots[FK_TIER_SSD]);
+    if (!rc)
+        rc = read_table(s, &list);
+    if (!rc) {
+        pthread_mutex_lock(&node->lock);
+        rc = add_to_core(s, slots, &list);
+        if (!rc) {
+            s->next = node->spaces;
+            node->spaces = s;
+        }
+        fk_node_unlock(node);
+    }
+    fk_vec_free(&list.v);
+    return rc;
 }
 
 static flexkv_space *find_space(flexkv_node *node, const char *name)
@@ -317,27 +335,20 @@ static flexkv_space *find_space(flexkv_node *node, const char *name)
     return s;
 }
 
-static int open_new(flexkv_node *node, flexkv_space *s, flexkv_space **out)
+/* Gives the space that is there already, or builds s. s belongs to the node then, or is freed. */
+static int open_or_find(flexkv_node *node, flexkv_space *s, flexkv_space **out)
 {
-    fk_node_io_acquire(node);
-    pthread_mutex_lock(&node->lock);
+    fk_node_io_acquire(node);       /* the list of spaces does not change under it */
     flexkv_space *seen = find_space(node, s->name);
-    bool same = seen && memcmp(seen->fingerprint, s->fingerprint, sizeof(s->fingerprint)) == 0;
     int rc = 0;
-    if (!seen) {
+
+    if (!seen)
         rc = build(s);
-        if (!rc) {
-            s->next = node->spaces;
-            node->spaces = s;
-            *out = s;
-        }
-    } else if (same) {
-        *out = seen;
-    } else {
+    else if (memcmp(seen->fingerprint, s->fingerprint, sizeof(s->fingerprint)) != 0)
         rc = fk_api_fail(-EEXIST, "space %s is open with another geometry or fingerprint; give "
                          "this one another name", s->name);
-    }
-    fk_node_unlock(node);
+    if (!rc)
+        *out = seen ? seen : s;
     if (rc || seen)
         fk_space_free(s);
     fk_node_io_release(node);
@@ -368,7 +379,7 @@ FLEXKV_API int flexkv_space_open(flexkv_node *node, const flexkv_space_desc *des
     s->slot_bytes = fk_round_up(s->block_bytes, node->engine ? FK_SSD_ALIGN : SLOT_ALIGN);
     s->scheme = (enum fk_key_scheme)node->set->key_hash;
     make_fingerprint(s, desc);
-    return open_new(node, s, out);
+    return open_or_find(node, s, out);
 }
 _Static_assert((int)FK_KEY_HASH_XXH3 == (int)FK_KEY_XXH3, "key schemes in one order");
 

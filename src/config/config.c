@@ -373,12 +373,19 @@ int fk_config_load_env(struct fk_config *cfg)
     return rc;
 }
 
-int fk_config_load_default(struct fk_config *cfg)
+int fk_config_load_usual(struct fk_config *cfg)
 {
     int rc = fk_config_load_env(cfg);
 
     if (rc == 0 && *cfg->settings.config_path)
         rc = fk_config_load_file(cfg, cfg->settings.config_path);
+    return rc;
+}
+
+int fk_config_load_default(struct fk_config *cfg)
+{
+    int rc = fk_config_load_usual(cfg);
+
     return rc ? rc : fk_config_finish(cfg);
 }
 

@@ -55,6 +55,8 @@ const char *fk_config_error(const struct fk_config *cfg);
  * earlier fk_config_set of "config_path") names, then fk_config_finish.
  */
 int fk_config_load_default(struct fk_config *cfg);
+/* The same without fk_config_finish, for who wants to set more before. */
+int fk_config_load_usual(struct fk_config *cfg);
 
 /* With config_path set, the basic options are not read. Unknown FLEXKV_* get a warning. */
 int fk_config_load_env(struct fk_config *cfg);

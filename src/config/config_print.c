@@ -136,7 +136,7 @@ static void print_man_row(const struct fk_option *opt, FILE *out)
 }
 
 static const char man_head[] =
-    ".TH FLEXKV.CONF 5 \"\" \"flexkv " FLEXKV_VERSION "\" \"File formats\"\n"
+    ".TH FLEXKV.CONF 5 \"2026-11-21\" \"flexkv " FLEXKV_VERSION "\" \"File formats\"\n"
     ".SH NAME\n"
     "flexkv.conf \\- configuration of FlexKV: file, environment, options\n"
     ".SH DESCRIPTION\n"

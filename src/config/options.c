@@ -160,7 +160,7 @@ const struct fk_option fk_options[] = {
   .help = "Consecutive errors after which a device is taken out of use" },
 { "ssd_device_retry_ms", CATEGORY, MS(ssd_device_retry_ms, "10000", 1),
   .help = "How long until a device that was taken out is tried again" },
-{ "max_file_size_gb", CATEGORY,
+{ "max_file_size_gb", CATEGORY, PLANNED,
   SIZE(ssd_max_file_bytes, "-1", 64 * KIB, SIZE_MAX_BYTES, "GiB"), .flags = FK_OPT_UNLIMITED,
   .help = "Largest file of the SSD tier; -1: no limit" },
 { "iouring_entries|ioring_entries", CATEGORY, INT(iouring_entries, "512", 0, 32768, NULL),

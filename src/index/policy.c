@@ -142,7 +142,7 @@ static uint32_t slru_victim(struct fk_lane *lane, uint32_t tick)
 {
     struct slru *s = lane->state;
 
-    while (lane->heap[1].len && s->n_protected > lane->capacity / 5 * 4) {
+    while (lane->heap[1].len && s->n_protected > lane->capacity / 2) {
         struct fk_entry *e = &lane->index->entries[lane->heap[1].items[0].entry];
         slru_unprotect(lane, e);
         e->freq = 0;

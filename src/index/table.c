@@ -9,8 +9,13 @@
 #include <emmintrin.h>
 #endif
 
+#ifndef MADV_POPULATE_WRITE
+#define MADV_POPULATE_WRITE 23      /* kernels before 5.14 say -EINVAL: faulted in by use */
+#endif
+
 #define BUCKET_ENTRIES 12u
 #define BATCH 16u                   /* look-ups in flight together */
+#define POPULATE_MAX FK_GIB
 #define AHEAD 6u                    /* entries: how far eviction is looked ahead of */
 
 struct fk_bucket {
@@ -29,6 +34,9 @@ void *fk_index_map(size_t bytes)
     if (p == MAP_FAILED)
         return NULL;
     madvise(p, bytes, MADV_HUGEPAGE);
+    /* Now rather than one fault at a time on the engine's critical path. Of a huge index only a
+     * part, so that opening stays short. */
+    madvise(p, fk_min(bytes, (size_t)POPULATE_MAX), MADV_POPULATE_WRITE);
     return p;
 }
 

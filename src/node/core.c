@@ -183,6 +183,8 @@ uint32_t fk_core_take_events(struct fk_core *core, struct fk_core_event *out, ui
 {
     uint32_t n = (uint32_t)fk_min(core->ix.events.len, (size_t)max);
 
+    if (!n)
+        return 0;
     for (uint32_t i = 0; i < n; i++) {
         const struct fk_index_event *ev = &core->ix.events.data[i];
         out[i] = (struct fk_core_event){ .key = ev->key, .parent = ev->parent,

@@ -54,6 +54,9 @@ struct lease *core_lease_find(struct fk_core *core, uint64_t id)
     return &core->leases.data[at];
 }
 
+/* Leases leave room for the pins of operations, fills and writes: the count never wraps. */
+#define LEASE_PINS_MAX (UINT16_MAX - 64)
+
 /* Pins the leading blocks whose bytes can be had. */
 static void pin_visible(struct fk_core *core, struct lease *l, uint32_t space, uint32_t n,
                         struct flexkv_match_result *out)
@@ -62,7 +65,7 @@ static void pin_visible(struct fk_core *core, struct lease *l, uint32_t space, u
 
     for (uint32_t i = 0; i < n && l->entries[i] != FK_NONE; i++) {
         struct fk_entry *e = &ix->entries[l->entries[i]];
-        if (ix->groups[e->group].space != space || e->pins == UINT16_MAX)
+        if (ix->groups[e->group].space != space || e->pins >= LEASE_PINS_MAX)
             break;
         if (fk_entry_in(e, FK_TIER_CPU) == FK_READY)
             out->cpu_blocks++;

@@ -25,6 +25,18 @@ struct plan {
     uint32_t first;                 /* position of the first block in its chain */
 };
 
+/* Keys that are no chain, or one of another space: the put ends before the first such key. */
+static void cut_known(struct fk_core *core, uint32_t space, struct plan *p)
+{
+    uint32_t i = 0;
+
+    while (i < p->n_known && p->entries[i] != FK_NONE &&
+           core->ix.groups[core->ix.entries[p->entries[i]].group].space == space)
+        i++;
+    if (i < p->n_known)
+        p->n = p->n_known = i;
+}
+
 static int make_plan(struct fk_core *core, uint32_t space, struct plan *p)
 {
     if (fk_vec_reserve(&core->scratch, p->n))
@@ -39,6 +51,7 @@ static int make_plan(struct fk_core *core, uint32_t space, struct plan *p)
     }
     p->n_known = fk_index_match(&core->ix, p->keys, p->n);
     fk_index_resolve(&core->ix, p->keys, p->n_known, p->entries);
+    cut_known(core, space, p);
     p->n_wanted = p->n - p->n_known;
     for (uint32_t i = 0; i < p->n_known; i++)
         p->n_wanted += wants_bytes(core, &core->ix.entries[p->entries[i]]);
@@ -82,6 +95,8 @@ static bool place_block(struct fk_core *core, struct plan *p, struct op *op, uin
     struct fk_index *ix = &core->ix;
     uint32_t parent = i ? p->entries[i - 1] : p->parent, slot;
 
+    if (i >= p->n_known && fk_unlikely(fk_index_find(ix, p->keys[i]) != FK_NONE))
+        return false;               /* known under another parent: no chain */
     /* A refilled block keeps its group: its slot is counted there. */
     uint32_t group = i < p->n_known ? ix->entries[p->entries[i]].group : p->group;
     if (group != p->group) {
@@ -127,6 +142,8 @@ static void place_blocks(struct fk_core *core, struct plan *p, struct op *op, st
         fk_index_return_slot(&core->ix, p->group, FK_TIER_CPU, slots.next++);
     for (; i < p->n; i++)
         core_op_block_fail(core, op, i, -ENOSPC);
+    for (; i < op->n; i++)
+        core_op_block_fail(core, op, i, -EINVAL);
 }
 
 static void fail_all(struct fk_core *core, struct op *op, int status)

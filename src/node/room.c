@@ -92,9 +92,11 @@ static void evict_ahead_in(struct fk_core *core, uint32_t space, enum fk_tier ti
     bool on_evict = core->params.write_policy == FK_WRITE_ON_EVICT && tier == FK_TIER_CPU &&
                     core->spaces[space].ssd_slots;
 
-    if (on_evict)
-        start = fk_min(start, 0.95);    /* writing takes time: it must begin before the end */
-    if (start >= 1.0 || !slots->n || slots->n - slots->n_free <= start * slots->n)
+    if (!slots->n)
+        return;
+    if (on_evict)       /* writing takes time: it must begin before the end that puts can reach */
+        start = fk_min(start, 0.95 - (double)core->spaces[space].reserve / slots->n);
+    if (start >= 1.0 || slots->n - slots->n_free <= start * slots->n)
         return;
     double down_to = fk_max(start - core->params.evict_ratio, 0.0) * slots->n;
     uint32_t group = ix->spaces[space].default_group;

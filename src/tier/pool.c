@@ -119,11 +119,24 @@ static uint64_t memory_available(void)
     return kib * FK_KIB;
 }
 
+/* More than the machine has would be granted, and the process killed when it is touched. */
+static bool too_large(uint64_t bytes)
+{
+    long pages = sysconf(_SC_PHYS_PAGES), page_bytes = sysconf(_SC_PAGESIZE);
+
+    if (pages <= 0 || bytes / (uint64_t)page_bytes < (uint64_t)pages)
+        return false;
+    errno = ENOMEM;
+    return true;
+}
+
 static bool map_pool(struct fk_pool *pool)
 {
     enum fk_pool_pages pages = pool->params.pages;
     uint64_t available = memory_available();
 
+    if (too_large(pool->params.bytes))
+        return false;
     pool->bytes = fk_round_up(pool->params.bytes, 2 * FK_MIB);
     if ((pages == FK_POOL_AUTO || pages == FK_POOL_HUGETLB) && map_hugetlb(pool))
         return true;
@@ -138,19 +151,61 @@ static bool map_pool(struct fk_pool *pool)
     return map_anonymous(pool);     /* nobody else maps it: huge pages are worth more */
 }
 
-/* Pages go round the nodes this process may use; with one node there is nothing to do. */
-static void interleave(struct fk_pool *pool)
-{
-    unsigned long mask[16] = { 0 };
-    unsigned long bits = sizeof(mask) * 8;
+#define NODE_WORDS 16
+#define NODE_BITS (NODE_WORDS * 8 * sizeof(unsigned long))
 
-    if (syscall(SYS_get_mempolicy, NULL, mask, bits, NULL, MPOL_F_MEMS_ALLOWED) < 0)
-        return;
-    unsigned nodes = 0;
-    for (size_t i = 0; i < fk_array_size(mask); i++)
-        nodes += (unsigned)__builtin_popcountl(mask[i]);
-    if (nodes > 1 && syscall(SYS_mbind, pool->base, pool->bytes, MPOL_INTERLEAVE, mask, bits, 0) < 0)
-        fk_warn("cpu pool: cannot spread over %u NUMA nodes: %s", nodes, strerror(errno));
+/* "0,2-3" -> bits; false: not such a list, or a node beyond what we can name. */
+static bool parse_nodes(const char *text, unsigned long *mask)
+{
+    for (;;) {
+        char *end;
+        unsigned long from = strtoul(text, &end, 10), to = from;
+        if (end == text)
+            return false;
+        if (*end == '-') {
+            text = end + 1;
+            to = strtoul(text, &end, 10);
+            if (end == text)
+                return false;
+        }
+        if (to < from || to >= NODE_BITS)
+            return false;
+        for (; from <= to; from++)
+            mask[from / (8 * sizeof(*mask))] |= 1ul << from % (8 * sizeof(*mask));
+        if (!*end)
+            return true;
+        if (*end != ',')
+            return false;
+        text = end + 1;
+    }
+}
+
+/* Pages go round the nodes; with one node there is nothing to do. -EINVAL: a list asked for by
+ * name that can't be had. */
+static int interleave(struct fk_pool *pool, const char *nodes, char *error, size_t error_bytes)
+{
+    unsigned long mask[NODE_WORDS] = { 0 };
+    bool all = strcmp(nodes, "auto") == 0;
+    unsigned count = 0;
+
+    if (all && syscall(SYS_get_mempolicy, NULL, mask, NODE_BITS, NULL, MPOL_F_MEMS_ALLOWED) < 0)
+        return 0;
+    if (!all && !parse_nodes(nodes, mask)) {
+        snprintf(error, error_bytes, "numa_nodes \"%.60s\": a list such as 0,2-3 is allowed, or auto",
+                 nodes);
+        return -EINVAL;
+    }
+    for (size_t i = 0; i < NODE_WORDS; i++)
+        count += (unsigned)__builtin_popcountl(mask[i]);
+    if ((all && count <= 1) ||
+        syscall(SYS_mbind, pool->base, pool->bytes, MPOL_INTERLEAVE, mask, NODE_BITS, 0) == 0)
+        return 0;
+    if (all) {
+        fk_warn("cpu pool: cannot spread over %u NUMA nodes: %s", count, strerror(errno));
+        return 0;
+    }
+    snprintf(error, error_bytes, "numa_nodes %.60s: %s", nodes, strerror(errno));
+    return -EINVAL;
 }
 
 /* ---- population ---- */
@@ -204,8 +259,11 @@ int fk_pool_create(const struct fk_pool_params *params, struct fk_pool **out, ch
         free(pool);
         return -ENOMEM;
     }
-    if (params->numa)
-        interleave(pool);
+    int rc = params->numa_nodes ? interleave(pool, params->numa_nodes, error, error_bytes) : 0;
+    if (rc) {
+        fk_pool_destroy(pool);
+        return rc;
+    }
     pool->has_thread = pthread_create(&pool->thread, NULL, populate, pool) == 0;
     *out = pool;
     return 0;

@@ -20,14 +20,16 @@ struct fk_pool_params {
     enum fk_pool_pages pages;
     uint64_t hugepage_bytes;        /* of hugetlb; a power of two; 0: 2 MiB */
     bool shared;                    /* other processes will map it: a memfd is a must */
-    bool numa;                      /* interleave over the nodes this process may use */
+    const char *numa_nodes;         /* "auto": all this process may use; a list, as "0,2-3"; NULL: as
+                                       the kernel does by itself */
     void (*populated)(void *arg);   /* called by the pool's thread after each chunk; or NULL */
     void *arg;
 };
 
 struct fk_pool;
 
-/* -ENOMEM with a message that names the setting; hugetlb asked for by name and not there too. */
+/* -ENOMEM, -EINVAL with a message that names the setting; also when huge pages or nodes were
+ * asked for by name and are not there. */
 int fk_pool_create(const struct fk_pool_params *params, struct fk_pool **out, char *error,
                    size_t error_bytes);
 void fk_pool_destroy(struct fk_pool *pool);
