@@ -29,7 +29,7 @@ struct bench_result bench_summary(const char *name, const char *unit, double *ou
     if (ratio) {
         double median = bench_median(ratio, n);
         r.ratio = limit ? median : 0;
-        r.spread = median ? (ratio[n - 1] - ratio[0]) / median : 0;
+        r.spread = median ? (ratio[n - 1 - n / 10] - ratio[n / 10]) / median : 0;
     }
     r.ours = bench_median(ours, n);
     r.limit = limit ? bench_median(limit, n) : 0;

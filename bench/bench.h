@@ -14,7 +14,7 @@ struct bench_result {
     double ratio;               /* median of the pairs' ratios; 0: there is no limit to compare */
     const char *unit;
     int runs;                   /* pairs */
-    double spread;              /* (max - min) / median of the ratios, or of ours */
+    double spread;              /* (9th decile - 1st) / median, of the ratios or of ours */
 };
 
 /* Each writes up to max results and returns how many, or -errno. */

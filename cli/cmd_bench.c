@@ -41,7 +41,7 @@ static void usage(FILE *out)
         fprintf(out, "  %-7s  %s\n", groups[i].name, groups[i].help);
     fprintf(out, "  all      all of them\n\n"
             "Ours and the limit are measured in alternation; the ratio is the median of the\n"
-            "pairs' ratios, spread is (max - min) / median of them. us, ns: less is better;\n"
+            "pairs' ratios, spread is (9th decile - 1st) / median of them. us, ns: less is better;\n"
             "GB/s: more. --ssd-dir names where the files are put (default: here; 4 GiB).\n");
 }
 
