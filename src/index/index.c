@@ -238,7 +238,6 @@ void fk_index_ready(struct fk_index *ix, uint32_t entry, enum fk_tier tier, uint
     e->pos[tier] = FK_NONE;
     set_in(e, tier, FK_READY);
     lane->resident++;
-    e->aux[tier] = 0;
     if (lane->ops->insert)
         lane->ops->insert(lane, e);
     event(ix, e, tier, true);
@@ -284,6 +283,19 @@ void fk_index_drop(struct fk_index *ix, uint32_t entry, enum fk_tier tier, bool 
         set_in(e, tier, FK_LOST);
     else
         free_slot(ix, e, tier);
+    fk_lane_refresh(ix, entry);
+    if (parent != FK_NONE)
+        fk_lane_refresh(ix, parent);
+    settle(ix, entry);
+}
+
+void fk_index_unfill(struct fk_index *ix, uint32_t entry, enum fk_tier tier)
+{
+    struct fk_entry *e = &ix->entries[entry];
+    uint32_t parent = e->parent;
+
+    withdraw(ix, entry, tier, false);
+    free_slot(ix, e, tier);
     fk_lane_refresh(ix, entry);
     if (parent != FK_NONE)
         fk_lane_refresh(ix, parent);
@@ -357,6 +369,7 @@ void fk_index_touch(struct fk_index *ix, uint32_t entry, uint32_t tick)
             lane->ops->hit(lane, e, tick);
     }
     e->atime = tick;
+    e->state &= (uint8_t)~FK_ENTRY_CLEANED;
     if (e->freq < UINT16_MAX)
         e->freq++;
     for (int t = 0; t < FK_TIERS; t++)

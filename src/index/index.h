@@ -45,7 +45,8 @@ enum fk_residency {
 
 enum { FK_ENTRY_DOOMED = 1u << 4,   /* not in the table any more */
        FK_ENTRY_HOLE = 1u << 5,     /* in the table for its children's sake only */
-       FK_ENTRY_USED = 1u << 6 };
+       FK_ENTRY_USED = 1u << 6,
+       FK_ENTRY_CLEANED = 1u << 7 };/* written to SSD ahead of eviction, not used since */
 
 struct fk_entry {
     struct fk_key key;
@@ -61,7 +62,7 @@ struct fk_entry {
     uint16_t pins;
     uint8_t state;                      /* residency of cpu: bits 0-1, ssd: 2-3; flags */
     uint8_t group;
-    uint8_t aux[FK_TIERS];              /* the policy's byte per tier */
+    uint8_t aux[FK_TIERS];              /* the policy's bytes; mostly one per tier */
 };
 _Static_assert(sizeof(struct fk_entry) == 64, "one cache line");
 
@@ -181,6 +182,9 @@ void fk_index_fill(struct fk_index *ix, uint32_t entry, enum fk_tier tier, uint3
 void fk_index_ready(struct fk_index *ix, uint32_t entry, enum fk_tier tier, uint32_t tick);
 /* FILLING or READY -> ABSENT (LOST while pinned). The entry may be gone afterwards. */
 void fk_index_drop(struct fk_index *ix, uint32_t entry, enum fk_tier tier, bool evicted);
+/* FILLING -> ABSENT by who was to fill it, when nothing writes to the slot any more: the slot is
+ * free at once, also of a pinned entry. The entry may be gone afterwards. */
+void fk_index_unfill(struct fk_index *ix, uint32_t entry, enum fk_tier tier);
 /* Out of the table at once, with all it holds; for reset. */
 void fk_index_doom(struct fk_index *ix, uint32_t entry);
 void fk_index_pin(struct fk_index *ix, uint32_t entry);
@@ -204,9 +208,13 @@ void fk_index_return_slot(struct fk_index *ix, uint32_t group, enum fk_tier tier
 uint32_t fk_index_victim(struct fk_index *ix, uint32_t group, enum fk_tier tier, uint32_t tick);
 /* May the victim's copy be dropped, or is it the last one of a block with children? */
 bool fk_index_droppable(struct fk_index *ix, uint32_t entry, enum fk_tier tier);
-/* How many of n new blocks the policy admits when room has to be made for `shortage`. */
-uint32_t fk_index_admit(struct fk_index *ix, uint32_t group, enum fk_tier tier, uint32_t n,
-                        uint32_t shortage, uint32_t depth, uint32_t tick);
+/* How many of the newcomers the policy admits; it learns from those with keys. */
+uint32_t fk_index_admit(struct fk_index *ix, uint32_t group, enum fk_tier tier,
+                        const struct fk_newcomers *nc, uint32_t tick);
+/* Tells the policy of a use of a chain's leading part, before its entries are touched. */
+void fk_index_used(struct fk_index *ix, const uint32_t *entries, uint32_t n, uint32_t tick);
+/* Tells it that a newcomer has its entry. */
+void fk_index_placed(struct fk_index *ix, uint32_t entry, uint32_t anchor, uint32_t left);
 
 /* ---- upkeep ---- */
 /* Looks at up to n entries for descendants of holes and drops them. true: holes are left. */

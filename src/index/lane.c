@@ -33,7 +33,8 @@ void fk_lane_set_entries(struct fk_lane *lane, struct fk_entry *entries)
 
 uint64_t fk_lane_bytes(const struct fk_lane *lane)
 {
-    return ((uint64_t)lane->heap[0].cap + lane->heap[1].cap) * sizeof(struct fk_heap_item);
+    return ((uint64_t)lane->heap[0].cap + lane->heap[1].cap) * sizeof(struct fk_heap_item) +
+           (lane->ops->bytes ? lane->ops->bytes(lane) : 0);
 }
 
 static struct fk_heap *heap_of(struct fk_lane *lane, const struct fk_entry *e)
@@ -201,10 +202,28 @@ bool fk_index_droppable(struct fk_index *ix, uint32_t entry, enum fk_tier tier)
                                : fk_entry_in(e, FK_TIER_CPU) == FK_READY;
 }
 
-uint32_t fk_index_admit(struct fk_index *ix, uint32_t group, enum fk_tier tier, uint32_t n,
-                        uint32_t shortage, uint32_t depth, uint32_t tick)
+uint32_t fk_index_admit(struct fk_index *ix, uint32_t group, enum fk_tier tier,
+                        const struct fk_newcomers *nc, uint32_t tick)
 {
     struct fk_lane *lane = &ix->groups[group].lane[tier];
 
-    return lane->ops->admit ? lane->ops->admit(lane, n, shortage, depth, tick) : n;
+    return lane->ops->admit ? lane->ops->admit(lane, nc, tick) : nc->n;
+}
+
+void fk_index_used(struct fk_index *ix, const uint32_t *entries, uint32_t n, uint32_t tick)
+{
+    if (!n)
+        return;
+    struct fk_lane *lane = fk_index_lane(ix, &ix->entries[entries[0]], FK_TIER_CPU);
+    if (lane->ops->used)
+        lane->ops->used(lane, entries, n, tick);
+}
+
+void fk_index_placed(struct fk_index *ix, uint32_t entry, uint32_t anchor, uint32_t left)
+{
+    struct fk_entry *e = &ix->entries[entry];
+    struct fk_lane *lane = fk_index_lane(ix, e, FK_TIER_CPU);
+
+    if (lane->ops->placed)
+        lane->ops->placed(lane, e, anchor == FK_NONE ? NULL : &ix->entries[anchor], left);
 }

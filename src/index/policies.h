@@ -4,7 +4,7 @@
 
 #include "index/policy.h"
 
-extern const struct fk_policy_ops fk_policy_s3fifo, fk_policy_arc, fk_policy_auto;
+extern const struct fk_policy_ops fk_policy_s3fifo, fk_policy_arc, fk_policy_auto, fk_policy_density;
 
 void fk_policy_free_state(struct fk_lane *lane);
 

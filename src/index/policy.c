@@ -107,6 +107,11 @@ static int slru_init(struct fk_lane *lane, const struct fk_policy_params *params
     return 0;
 }
 
+static void slru_insert(struct fk_lane *lane, struct fk_entry *e)
+{
+    e->aux[lane->tier] = 0;
+}
+
 static void slru_hit(struct fk_lane *lane, struct fk_entry *e, uint32_t tick)
 {
     struct slru *s = lane->state;
@@ -154,17 +159,18 @@ static uint32_t slru_victim(struct fk_lane *lane, uint32_t tick)
 }
 
 static const struct fk_policy_ops slru = {
-    .name = "slru", .init = slru_init, .fini = fk_policy_free_state, .hit = slru_hit,
-    .remove = slru_remove, .score = fifo_score, .heap = slru_heap, .victim = slru_victim,
+    .name = "slru", .init = slru_init, .fini = fk_policy_free_state, .insert = slru_insert,
+    .hit = slru_hit, .remove = slru_remove, .score = fifo_score, .heap = slru_heap,
+    .victim = slru_victim,
 };
 
 /* ---- the table ---- */
 
-static const struct fk_policy_ops *const table[FK_POLICY_KINDS] = {
+static const struct fk_policy_ops *const table[FK_POLICY_KINDS + 1] = {
     [FK_POLICY_LRU] = &lru, [FK_POLICY_LFU] = &lfu, [FK_POLICY_SLRU] = &slru,
     [FK_POLICY_FIFO] = &fifo, [FK_POLICY_MRU] = &mru, [FK_POLICY_FILO] = &filo,
     [FK_POLICY_S3FIFO] = &fk_policy_s3fifo, [FK_POLICY_ARC] = &fk_policy_arc,
-    [FK_POLICY_AUTO] = &fk_policy_auto,
+    [FK_POLICY_AUTO] = &fk_policy_auto, [FK_POLICY_DENSITY] = &fk_policy_density,
 };
 
 const struct fk_policy_ops *fk_policy_ops(enum fk_policy_kind kind)

@@ -54,6 +54,7 @@ static void arc_insert(struct fk_lane *lane, struct fk_entry *e)
         a->b2 -= a->b2 > 0;
         e->aux[lane->tier] = IN_T2;
     } else {
+        e->aux[lane->tier] = 0;
         a->n_t1++;
     }
 }

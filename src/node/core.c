@@ -284,7 +284,7 @@ const char *fk_core_check(const struct fk_core *core)
     for (size_t i = 0; i < core->ops.len; i++) {
         const struct op *op = &core->ops.data[i];
         for (uint32_t b = 0; (op->gen & 1) && b < op->n; b++)
-            held += op->blocks[b].entry != FK_NONE && op->blocks[b].state < BLK_DONE;
+            held += op->blocks[b].entry != FK_NONE;
     }
     for (size_t i = 0; i < core->fills.len; i++)
         held += core->fills.data[i].gen & 1;

@@ -10,8 +10,8 @@
  *              -> (on SSD) WAIT -> READY -> JOB -> DONE          any state -> FAIL
  *   put:  JOB -> DONE            prefetch: IDLE -> WAIT -> DONE
  *
- * Every op block in IDLE, WAIT, READY or JOB holds one pin on its entry. Fills and SSD writes
- * hold one pin of their own.
+ * Every op block that names an entry holds one pin on it: in IDLE, WAIT, READY, JOB; and in DONE
+ * of a prefetch, until it ends. Fills and SSD writes hold one pin of their own.
  */
 #ifndef FK_NODE_CORE_IMPL_H
 #define FK_NODE_CORE_IMPL_H

@@ -113,7 +113,7 @@ static void put_block_lost(struct fk_core *core, struct op *op, uint32_t block)
     uint32_t entry = op->blocks[block].entry;
 
     if (fk_entry_in(&core->ix.entries[entry], FK_TIER_CPU) == FK_FILLING)
-        fk_index_drop(&core->ix, entry, FK_TIER_CPU, false);
+        fk_index_unfill(&core->ix, entry, FK_TIER_CPU);
 }
 
 static void finish_put(struct fk_core *core, struct op *op, struct job *j)

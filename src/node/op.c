@@ -72,7 +72,9 @@ void core_op_block_done(struct fk_core *core, struct op *op, uint32_t block)
         return;
     }
     op->blocks[block].state = BLK_DONE;
-    block_let_go(core, &op->blocks[block]);
+    /* A prefetch holds what it has brought until it ends, lest it pushes out its own prefix. */
+    if (op->kind != FLEXKV_OP_PREFETCH)
+        block_let_go(core, &op->blocks[block]);
 }
 
 void core_op_block_fail(struct fk_core *core, struct op *op, uint32_t block, int status)
@@ -151,6 +153,8 @@ static bool start_block(struct fk_core *core, struct op *op, uint32_t i, uint32_
     if (cpu == FK_READY) {
         if (op->kind == FLEXKV_OP_PREFETCH) {
             core_op_block_done(core, op, i);
+            if (*n_reads)       /* behind a gap: it may have to make room for what fills the gap */
+                block_let_go(core, &op->blocks[i]);
         } else {
             op->blocks[i].state = BLK_READY;
             op->n_ready++;

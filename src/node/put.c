@@ -7,6 +7,7 @@
  */
 #include "node/core_impl.h"
 
+#define PUT_PORTION 16u             /* blocks that room is made for at a time */
 #define PUT_AHEAD 8u                /* blocks whose place in the table is fetched ahead */
 
 /* Is this known block's place in the cpu tier to be filled by a put? */
@@ -61,17 +62,33 @@ static int make_plan(struct fk_core *core, uint32_t space, struct plan *p)
     return 0;
 }
 
-/* How many of the wanted blocks get a place. */
+/*
+ * How many of the wanted blocks get a place. Room is made for a portion at a time, because what
+ * the policy would give up for the next portion gets more valuable with each.
+ */
 static uint32_t room_for(struct fk_core *core, const struct plan *p)
 {
-    struct core_space *sp = &core->spaces[core->ix.groups[p->group].space];
-    uint32_t room = fk_index_room(&core->ix, p->group, FK_TIER_CPU, p->n_wanted, sp->reserve);
-    uint32_t n = p->n_wanted;
+    struct fk_index *ix = &core->ix;
+    uint32_t reserve = core->spaces[ix->groups[p->group].space].reserve;
+    uint32_t room = fk_index_room(ix, p->group, FK_TIER_CPU, p->n_wanted, reserve);
+    struct fk_newcomers nc = {
+        .keys = p->keys + p->n_known, .n = p->n - p->n_known, .room = fk_min(room, p->n - p->n_known),
+        .anchor = p->anchor == FK_NONE ? NULL : &ix->entries[p->anchor],
+    };
+    uint32_t admitted = fk_index_admit(ix, p->group, FK_TIER_CPU, &nc, core->tick);
+    bool picky = ix->groups[p->group].lane[FK_TIER_CPU].ops->admit != NULL;
 
-    if (room < n)
-        n = fk_index_admit(&core->ix, p->group, FK_TIER_CPU, n, n - room, p->first + p->n_known,
-                           core->tick);
-    return n <= room ? n : core_make_room(core, p->group, FK_TIER_CPU, n, sp->reserve);
+    uint32_t refills = p->n_wanted - (p->n - p->n_known);   /* of holes: nobody asks if they may */
+    while (room < p->n_wanted && admitted + refills > nc.room) {
+        uint32_t want = picky ? fk_min(room + PUT_PORTION, p->n_wanted) : p->n_wanted;
+        room = core_make_room(core, p->group, FK_TIER_CPU, want, reserve);
+        if (room < want)
+            break;
+        nc = (struct fk_newcomers){ .n = p->n_wanted, .room = room, .anchor = nc.anchor };
+        if (room < p->n_wanted)
+            admitted = fk_index_admit(ix, p->group, FK_TIER_CPU, &nc, core->tick);
+    }
+    return room;
 }
 
 /* Hands out slots in runs. */
@@ -116,6 +133,7 @@ static bool place_block(struct fk_core *core, struct plan *p, struct op *op, uin
         }
     }
     fk_index_fill(ix, p->entries[i], FK_TIER_CPU, slot);
+    fk_index_placed(ix, p->entries[i], p->anchor, p->n - 1 - i);
     op->blocks[i].entry = p->entries[i];
     return true;
 }

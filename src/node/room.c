@@ -61,11 +61,14 @@ static void clean_tail(struct fk_core *core, uint32_t victim)
     for (uint32_t i = victim; i != FK_NONE && n < CORE_CLEAN_BATCH; i = entries[i].parent) {
         const struct fk_entry *e = &entries[i];
         if (fk_entry_in(e, FK_TIER_CPU) != FK_READY || e->atime != age ||
-            fk_entry_in(e, FK_TIER_SSD) != FK_ABSENT)
+            fk_entry_in(e, FK_TIER_SSD) != FK_ABSENT || (e->state & FK_ENTRY_CLEANED))
             break;
         tail[CORE_CLEAN_BATCH - ++n] = i;
     }
     core_write_blocks(core, tail + CORE_CLEAN_BATCH - n, n);
+    for (uint32_t i = CORE_CLEAN_BATCH - n; i < CORE_CLEAN_BATCH; i++)
+        if (fk_entry_in(&entries[tail[i]], FK_TIER_SSD) != FK_ABSENT)
+            core->ix.entries[tail[i]].state |= FK_ENTRY_CLEANED;
 }
 
 /* Written ahead of its eviction, the block goes at once: by the next round another one may be
@@ -108,7 +111,10 @@ static void evict_ahead_in(struct fk_core *core, uint32_t space, enum fk_tier ti
         if (tier == FK_TIER_SSD && core->params.write_policy == FK_WRITE_ON_EVICT &&
             fk_entry_in(&ix->entries[victim], FK_TIER_CPU) == FK_READY)
             return;
-        if (on_evict && fk_entry_in(&ix->entries[victim], FK_TIER_SSD) == FK_ABSENT) {
+        /* Once written and pushed off the SSD before it was used again: it is not worth another
+         * write (two such blocks would push each other off for ever). */
+        if (on_evict && fk_entry_in(&ix->entries[victim], FK_TIER_SSD) == FK_ABSENT &&
+            !(ix->entries[victim].state & FK_ENTRY_CLEANED)) {
             if (core->spaces[space].backlog >= core->spaces[space].backlog_max)
                 return;
             clean_tail(core, victim);

@@ -98,7 +98,7 @@ static void fill_abandon(struct fk_core *core, uint32_t at)
 
     fill_free(core, at);
     if (fk_entry_in(&core->ix.entries[entry], FK_TIER_CPU) == FK_FILLING)
-        fk_index_drop(&core->ix, entry, FK_TIER_CPU, false);
+        fk_index_unfill(&core->ix, entry, FK_TIER_CPU);
     fk_index_unpin(&core->ix, entry);
     core->room_changed = true;
 }
@@ -157,7 +157,7 @@ static void fill_done(struct fk_core *core, uint64_t id, int status)
         fk_index_ready(&core->ix, f.entry, FK_TIER_CPU, core->tick);
         core->stats.cpu.stored_blocks++;
     } else {
-        fk_index_drop(&core->ix, f.entry, FK_TIER_CPU, false);
+        fk_index_unfill(&core->ix, f.entry, FK_TIER_CPU);
         /* A directory that is out may come back with its blocks. */
         if (status != -ENODEV && fk_entry_in(e, FK_TIER_SSD) == FK_READY)
             lose_ssd_copy(core, e, f.space);
@@ -186,7 +186,7 @@ static void write_begin(struct fk_core *core, struct core_space *sp, uint32_t sp
     fk_index_pin(&core->ix, entry);
     fk_index_fill(&core->ix, entry, FK_TIER_SSD, slot);
     if (fifo_push(&core->writes, req)) {
-        fk_index_drop(&core->ix, entry, FK_TIER_SSD, false);
+        fk_index_unfill(&core->ix, entry, FK_TIER_SSD);
         fk_index_unpin(&core->ix, entry);
         return;
     }
@@ -203,8 +203,9 @@ static uint32_t write_run(struct fk_core *core, uint32_t group, const uint32_t *
 
     n = fk_min(n, sp->backlog_max - fk_min(sp->backlog, sp->backlog_max));
     uint32_t room = fk_index_room(ix, group, FK_TIER_SSD, n, 0);
+    struct fk_newcomers nc = { .n = n, .room = room };
     if (room < n)
-        n = fk_index_admit(ix, group, FK_TIER_SSD, n, n - room, 0, core->tick);
+        n = fk_index_admit(ix, group, FK_TIER_SSD, &nc, core->tick);
     if (!n)
         return 0;
     /* The run may not push its own parent, or itself, out. */
@@ -262,7 +263,7 @@ static void write_done(struct fk_core *core, uint64_t id, int status)
             fk_index_ready(&core->ix, entry, FK_TIER_SSD, core->tick);
             core->stats.ssd.stored_blocks++;
         } else {
-            fk_index_drop(&core->ix, entry, FK_TIER_SSD, false);
+            fk_index_unfill(&core->ix, entry, FK_TIER_SSD);
             core->stats.ssd.errors++;
         }
     }
