@@ -19,8 +19,10 @@
 #include "tier/ssd.h"
 #include "tier/ssd_format.h"
 
-#define DEPTH 32u
+#define DEPTH 32u                       /* at the device, for both */
+#define REQUESTS (2 * DEPTH)            /* of ours: what exceeds the depth waits in the engine */
 #define FILE_BYTES (1ull << 30)
+#define REAP 8                          /* few at a time: each reap refills the device's queue */
 #define POOL_BYTES (256ull << 20)
 #define PAIRS 15
 #define RUN_US 300000
@@ -61,7 +63,7 @@ static void free_buffer(struct rig *r, uint32_t buffer)
 
 static void ours_submit(struct rig *r, enum fk_io_op op, uint32_t place, uint32_t n)
 {
-    struct fk_ssd_req reqs[DEPTH];
+    struct fk_ssd_req reqs[REQUESTS];
 
     for (uint32_t i = 0; i < n; i++) {
         uint32_t slot = r->order[(place + i) % r->n_slots], buffer = take_buffer(r);
@@ -77,18 +79,18 @@ static void ours_submit(struct rig *r, enum fk_io_op op, uint32_t place, uint32_
 /* Does ops I/Os from the order's place `first` on; returns bytes per second, or < 0. */
 static double ours(struct rig *r, enum fk_io_op op, uint32_t first, uint32_t ops)
 {
-    uint32_t sent = fk_min(ops, DEPTH), ended = 0;
-    struct fk_ssd_done done[DEPTH];
-    struct fk_io *ios[DEPTH];
+    uint32_t sent = fk_min(ops, REQUESTS), ended = 0;
+    struct fk_ssd_done done[REQUESTS];
+    struct fk_io *ios[REAP];
     uint64_t start = fk_clock_us();
 
     ours_submit(r, op, first, sent);
     while (ended < ops) {
-        int got = r->engine->ops->reap(r->engine, ios, DEPTH, 1000000);
+        int got = r->engine->ops->reap(r->engine, ios, REAP, 1000000);
 
         for (int i = 0; i < got; i++)
             fk_ssd_io_done(ios[i], fk_clock_us());
-        uint32_t m = fk_ssd_take_done(r->ssd, done, DEPTH), n = fk_min(m, ops - sent);
+        uint32_t m = fk_ssd_take_done(r->ssd, done, REQUESTS), n = fk_min(m, ops - sent);
         for (uint32_t i = 0; i < m; i++) {
             if (done[i].status < 0)
                 return done[i].status;

@@ -28,12 +28,19 @@ static int done(flexkv_config *c, int rc)
     return rc ? fk_api_fail(rc, "%s", fk_config_error(c->config)) : 0;
 }
 
+/* A source half read is of no use. */
+static int loaded(flexkv_config *c, int rc)
+{
+    c->broken = rc ? rc : c->broken;
+    return done(c, rc);
+}
+
 int fk_api_config_take(flexkv_config *c)
 {
-    int rc = c->finished ? 0 : done(c, fk_config_finish(c->config));
-
-    if (rc)
-        return rc;
+    if (!c->broken && !c->finished)
+        c->broken = fk_config_finish(c->config);
+    if (c->broken)
+        return done(c, c->broken);
     c->finished = c->frozen = true;
     atomic_fetch_add(&c->refs, 1);
     return 0;
@@ -46,17 +53,17 @@ static int frozen(void)
 
 FLEXKV_API int flexkv_config_load_default(flexkv_config *c)
 {
-    return c->frozen ? frozen() : done(c, fk_config_load_usual(c->config));
+    return c->frozen ? frozen() : loaded(c, fk_config_load_usual(c->config));
 }
 
 FLEXKV_API int flexkv_config_load_file(flexkv_config *c, const char *path)
 {
-    return c->frozen ? frozen() : done(c, fk_config_load_file(c->config, path));
+    return c->frozen ? frozen() : loaded(c, fk_config_load_file(c->config, path));
 }
 
 FLEXKV_API int flexkv_config_load_env(flexkv_config *c)
 {
-    return c->frozen ? frozen() : done(c, fk_config_load_env(c->config));
+    return c->frozen ? frozen() : loaded(c, fk_config_load_env(c->config));
 }
 
 FLEXKV_API int flexkv_config_set(flexkv_config *c, const char *key, const char *value)

@@ -12,6 +12,7 @@ struct flexkv_config {
     struct fk_config *config;
     _Atomic unsigned refs;
     bool finished;                  /* defaults applied, checks across options done */
+    int broken;                     /* -errno of a source that could not be read: can't be opened */
     bool frozen;
 };
 

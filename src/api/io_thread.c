@@ -72,6 +72,10 @@ static void submit(flexkv_node *node, struct batch *b, uint32_t n, uint64_t now)
     for (uint32_t i = 0; i < n;) {
         flexkv_space *s = space_of(node, b->req[i].space);
         uint32_t k = 0;
+        if (!s || !s->ssd) {        /* of a space whose opening failed half-way */
+            i++;
+            continue;
+        }
         for (; i < n && b->req[i].space == s->id && is_transfer(&b->req[i]); i++)
             b->out[k++] = to_tier(s, &b->req[i]);
         if (k)
@@ -213,12 +217,14 @@ static uint32_t take_turn(flexkv_node *node, struct batch *b, uint32_t n_before)
     atomic_store(&node->io_signalled, false);
     pthread_mutex_lock(&node->lock);
     uint32_t n = take_requests(node, b);
+    bool left = fk_core_work(node->core).ssd;
     uint64_t wakeup = fk_core_next_wakeup(node->core);
     node->io_sleeps_until = fk_min(wakeup, now + MAX_SLEEP_US);
     pthread_mutex_unlock(&node->lock);
 
     submit(node, b, n, now);
-    bool more = n == FK_NODE_SSD_BATCH || n_before == FK_NODE_SSD_BATCH;
+    /* With nothing in flight no completion would come to fetch what is left. */
+    bool more = n_before == FK_NODE_SSD_BATCH || (left && !stores_inflight(node));
     n = wait_and_collect(node, b, more ? 0 : sleep_us(node, wakeup, now));
 
     now = fk_clock_us();

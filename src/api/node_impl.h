@@ -80,7 +80,7 @@ struct flexkv_node {
     pthread_mutex_t io_lock;        /* who may touch engine and ssd; I/O thread holds it while busy */
     struct fk_engine *engine;       /* NULL: no SSD configured */
     pthread_t io_thread;
-    bool has_io_thread;
+    _Atomic bool has_io_thread;     /* the pools' threads ask too */
     pthread_mutex_t wake_lock;      /* without an engine: what the I/O thread sleeps on */
     pthread_cond_t io_wake;
     uint64_t io_sleeps_until;       /* under lock: a deadline before that must wake it */

@@ -23,6 +23,8 @@ FLEXKV_API size_t flexkv_keys_from_hashes(const flexkv_namespace *ns, const void
                                           size_t hash_bytes, size_t stride, size_t n,
                                           flexkv_key *keys)
 {
+    if (hash_bytes < 8)             /* too few bits to tell blocks apart */
+        return 0;
     fk_key_from_hashes(ns->seed, hashes, hash_bytes, stride, n, (struct fk_key *)keys);
     return n;
 }

@@ -75,7 +75,10 @@ struct fk_engine {                  /* first member of each backend's struct */
 };
 
 struct fk_engine_params {
-    unsigned depth;                 /* I/Os in flight at most; more are queued inside */
+    unsigned depth;                 /* I/Os in flight at most; more are queued inside, and
+                                       started as soon as reap() sees others end: who keeps
+                                       some queued keeps the device busy while he works on
+                                       what he reaped. Direct files; the others as many again */
     unsigned threads;               /* backend threads; 0: default */
     bool no_uring;                  /* FLEXKV_IOURING_ENTRIES=0 */
 };

@@ -9,7 +9,10 @@
  * and lets the owner change hands while nothing is in flight. The one request that outlives
  * a reap, the read of the eventfd, is armed anew when another thread comes to wait.
  *
- *   submit -> queued list -> (flush, at most depth) -> SQ -> kernel -> CQ -> reap
+ *   submit -> lane -> (flush, at most depth of each lane) -> SQ -> kernel -> CQ -> reap
+ *
+ * Direct files have one lane, the others (slot tables, in the page cache) another: a burst of
+ * small table writes must not take the places of I/Os that keep the device busy.
  *
  * Results are handed on as they are: a short or -EAGAIN/-EINTR result is continued by the
  * store, which knows where it stands.
@@ -35,6 +38,12 @@ enum { TAG_IO = 0, TAG_WAKE = 1, TAG_CANCEL = 2, TAG_MASK = 7 };
 struct uring_file {
     int fd;                             /* -1: closed */
     bool fixed;
+    bool direct;                        /* as asked for */
+};
+
+struct lane {
+    struct fk_io *head, **tail;         /* queued, not yet in the SQ */
+    unsigned queued, running;
 };
 
 struct chunk {
@@ -47,8 +56,7 @@ struct uring_engine {
     struct fk_engine base;
     struct io_uring ring;
     unsigned depth, entries;
-    struct fk_io *head, **tail;         /* queued, not yet in the SQ */
-    unsigned queued, running;
+    struct lane lanes[2];               /* by uring_file.direct */
     FK_VEC(struct uring_file) files;
     FK_VEC(struct chunk) chunks;        /* sorted by base */
     unsigned n_fixed_chunks;
@@ -85,7 +93,7 @@ static int uring_open(struct fk_engine *e, const char *path, uint64_t bytes, uns
                       uint32_t *file, bool *created)
 {
     struct uring_engine *u = self(e);
-    struct uring_file f = { .fd = -1 };
+    struct uring_file f = { .fd = -1, .direct = (flags & FK_FILE_DIRECT) != 0 };
     bool direct;
     uint32_t id = 0;
 
@@ -207,36 +215,43 @@ static void prepare(struct uring_engine *u, struct io_uring_sqe *sqe, struct fk_
     io_uring_sqe_set_data64(sqe, (uint64_t)(uintptr_t)io | TAG_IO);
 }
 
-/* Moves queued I/Os into the SQ; no system call. Returns how many. */
-static unsigned fill_sq(struct uring_engine *u)
+/* Moves queued I/Os into the SQ; no system call. */
+static void fill_from(struct uring_engine *u, struct lane *l)
 {
-    unsigned n = 0;
-
-    while (u->head && u->running < u->depth) {
+    while (l->head && l->running < u->depth) {
         struct io_uring_sqe *sqe = io_uring_get_sqe(&u->ring);
 
         if (!sqe)
             break;
-        struct fk_io *io = u->head;
-        u->head = io->next;
-        if (!u->head)
-            u->tail = &u->head;
+        struct fk_io *io = l->head;
+        l->head = io->next;
+        if (!l->head)
+            l->tail = &l->head;
         prepare(u, sqe, io);
-        u->queued--;
-        u->running++;
-        n++;
+        l->queued--;
+        l->running++;
     }
-    return n;
+}
+
+static void fill_sq(struct uring_engine *u)
+{
+    fill_from(u, &u->lanes[1]);
+    fill_from(u, &u->lanes[0]);
+}
+
+static struct lane *lane_of(struct uring_engine *u, const struct fk_io *io)
+{
+    return &u->lanes[u->files.data[io->file].direct];
 }
 
 static void uring_submit(struct fk_engine *e, struct fk_io *io)
 {
-    struct uring_engine *u = self(e);
+    struct lane *l = lane_of(self(e), io);
 
     io->next = NULL;
-    *u->tail = io;
-    u->tail = &io->next;
-    u->queued++;
+    *l->tail = io;
+    l->tail = &io->next;
+    l->queued++;
 }
 
 /*
@@ -318,7 +333,7 @@ static int take(struct uring_engine *u, struct fk_io **out, int max, bool *woken
 
                 io->result = cqes[i]->res;
                 io->next = NULL;
-                u->running--;
+                lane_of(u, io)->running--;
                 out[n++] = io;
             } else if ((data & TAG_MASK) == TAG_WAKE && wake_done(u, data, cqes[i]->res)) {
                 *woken = true;
@@ -358,7 +373,9 @@ static int uring_reap(struct fk_engine *e, struct fk_io **out, int max, uint64_t
 
 static unsigned uring_inflight(struct fk_engine *e)
 {
-    return self(e)->queued + self(e)->running;
+    const struct uring_engine *u = self(e);
+
+    return u->lanes[0].queued + u->lanes[0].running + u->lanes[1].queued + u->lanes[1].running;
 }
 
 /* --- life --- */
@@ -418,8 +435,9 @@ int fk_engine_uring_create(const struct fk_engine_params *params, struct fk_engi
         return -ENOMEM;
     u->base.ops = &uring_ops;
     u->depth = fk_min(params->depth ? params->depth : 128u, 4096u);
-    u->entries = u->depth + 4;          /* room for the wake-up and its cancellation */
-    u->tail = &u->head;
+    u->entries = 2 * u->depth + 4;      /* room for the wake-up and its cancellation */
+    u->lanes[0].tail = &u->lanes[0].head;
+    u->lanes[1].tail = &u->lanes[1].head;
     u->wake_fd = eventfd(0, EFD_CLOEXEC);
     int rc = u->wake_fd < 0 ? -errno : ring_init(u);
     if (rc < 0) {

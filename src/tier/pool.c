@@ -119,24 +119,11 @@ static uint64_t memory_available(void)
     return kib * FK_KIB;
 }
 
-/* More than the machine has would be granted, and the process killed when it is touched. */
-static bool too_large(uint64_t bytes)
-{
-    long pages = sysconf(_SC_PHYS_PAGES), page_bytes = sysconf(_SC_PAGESIZE);
-
-    if (pages <= 0 || bytes / (uint64_t)page_bytes < (uint64_t)pages)
-        return false;
-    errno = ENOMEM;
-    return true;
-}
-
 static bool map_pool(struct fk_pool *pool)
 {
     enum fk_pool_pages pages = pool->params.pages;
     uint64_t available = memory_available();
 
-    if (too_large(pool->params.bytes))
-        return false;
     pool->bytes = fk_round_up(pool->params.bytes, 2 * FK_MIB);
     if ((pages == FK_POOL_AUTO || pages == FK_POOL_HUGETLB) && map_hugetlb(pool))
         return true;

@@ -498,6 +498,9 @@ int fk_ssd_reset(struct fk_ssd *ssd, uint64_t now_us)
         else
             written = true;             /* the largest epoch of all directories counts */
     }
+    if (!written)
+        fk_error("ssd %s: reset reached no directory; a restart may find the old blocks again",
+                 ssd->name);
     return written ? 0 : -EIO;
 }
 

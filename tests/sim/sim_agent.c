@@ -1,0 +1,209 @@
+/*
+ * sim_agent.c - simulated copy engines: one per space and rank. An agent takes jobs, copies
+ * block by block with random pauses, sees a cancel between blocks, may fail part of a job,
+ * lag behind the other ranks, or hang past every deadline.
+ * Touches simulated pages and pools, and the core's job calls. Caller: sim.c's step loop.
+ */
+#include "sim.h"
+
+#include <errno.h>
+
+static struct sim_job_use *use_find(struct sim *s, const struct fk_job *job)
+{
+    for (uint32_t i = 0; i < s->job_uses.len; i++)
+        if (s->job_uses.data[i].job == job)
+            return &s->job_uses.data[i];
+    return NULL;
+}
+
+/* The first rank takes the job: its slots and pages are in use from here. */
+static void use_begin(struct sim *s, struct sim_space *sp, struct fk_job *job)
+{
+    struct sim_job_use u = { .job = job, .space = (uint32_t)(sp - s->space), .n = job->n,
+                             .min_ok = job->n, .to_engine = job->to_engine, .epoch = s->epoch };
+
+    SIM_CHECK(s, job->n > 0 && job->n <= fk_array_size(u.slots), "job of %u blocks", job->n);
+    for (uint32_t i = 0; i < job->n; i++) {
+        uint32_t slot = job->slots[i], page = job->pages[i];
+        SIM_CHECK(s, slot < sp->config->cpu_slots && page < sp->config->pages,
+                  "job: slot %u or page %u out of range", slot, page);
+        sim_use(s, &sp->cpu_use[slot], !job->to_engine, "cpu", slot);
+        if (!job->to_engine)
+            sim_check_unowned(s, u.space, FK_TIER_CPU, slot);
+        u.slots[i] = slot;
+        u.ops[i] = sp->page[page].op;
+        u.blocks[i] = sp->page[page].block;
+        bool cancelled = atomic_load(&job->cancelled);
+        SIM_CHECK(s, u.ops[i] != FK_NONE || cancelled, "job on a page of no operation");
+        if (u.ops[i] != FK_NONE && (i == 0 || u.ops[i] != u.ops[i - 1]))
+            s->ops[u.ops[i]].jobs_out++;
+    }
+    if (fk_vec_push(&s->job_uses, u))
+        abort();
+}
+
+static void use_end(struct sim *s, struct sim_job_use *u)
+{
+    struct sim_space *sp = &s->space[u->space];
+
+    for (uint32_t i = 0; i < u->n; i++)
+        sim_unuse(&sp->cpu_use[u->slots[i]], !u->to_engine);
+    for (uint32_t i = 0; i < u->n; i++)
+        if (u->ops[i] != FK_NONE)
+            sim_op_let_go(s, &s->ops[u->ops[i]], 1u << u->blocks[i]);
+    for (uint32_t i = 0; i < u->n; i++)
+        if (u->ops[i] != FK_NONE && (i == 0 || u->ops[i] != u->ops[i - 1]))
+            sim_op_job_over(s, u->ops[i]);
+    *u = s->job_uses.data[--s->job_uses.len];
+}
+
+/* All ranks have reported: the leading blocks that every rank copied are whole. */
+static void note_whole_puts(struct sim *s, const struct sim_job_use *u)
+{
+    for (uint32_t i = 0; !u->to_engine && i < u->min_ok; i++) {
+        if (u->ops[i] == FK_NONE || u->epoch != s->epoch)
+            continue;
+        const struct sim_op *op = &s->ops[u->ops[i]];
+        s->keys.data[op->keys[u->blocks[i]]].complete_epoch = s->epoch + 1;
+    }
+}
+
+static void job_over(struct sim *s, struct sim_agent *a, uint32_t i, uint32_t ok, int status)
+{
+    struct fk_job *job = a->jobs[i].job;
+    struct sim_job_use *u = use_find(s, job);
+    bool last;
+
+    SIM_CHECK(s, u, "sim: job without use");
+    SIM_TRACE(s, "agent space %u rank %u job %u done ok=%u/%u status=%d", u->space,
+              (unsigned)(a - s->space[u->space].agent), job->id, ok, job->n, status);
+    a->jobs[i] = a->jobs[--a->n];
+    u->min_ok = fk_min(u->min_ok, ok);
+    last = ++u->ranks_done == s->space[u->space].config->ranks;
+    if (last) {
+        note_whole_puts(s, u);
+        use_end(s, u);
+    }
+    sim_mix(s, ok * 1000 + (uint32_t)-status);
+    sim_expire_leases(s);
+    fk_core_job_done(s->core, job, ok, status, s->now);
+    sim_after(s, SIM_CALL_JOB);
+}
+
+static void agent_take(struct sim *s, struct sim_space *sp, uint32_t rank)
+{
+    struct sim_agent *a = &sp->agent[rank];
+    struct fk_job *job = fk_core_take_job(s->core, sp->id, rank);
+
+    if (!job)
+        return;
+    SIM_TRACE(s, "agent space %u rank %u takes job %u: %s %u blocks%s", (unsigned)(sp - s->space),
+              rank, job->id, job->to_engine ? "get" : "put", job->n,
+              atomic_load(&job->cancelled) ? " (cancelled)" : "");
+    SIM_CHECK(s, job->space == sp->id, "job of space %u given to space %u", job->space, sp->id);
+    for (uint32_t i = 0; i < a->n; i++)
+        SIM_CHECK(s, a->jobs[i].job != job, "job %u given twice to rank %u", job->id, rank);
+    if (!use_find(s, job))
+        use_begin(s, sp, job);
+    struct sim_agent_job *j = &a->jobs[a->n++];
+    *j = (struct sim_agent_job){ .job = job, .fail_at = FK_NONE, .status = -ECANCELED };
+    j->next = s->now + sim_below(s, s->config.agent_us + 1);
+    if (s->config.agent_faults && sim_chance(s, 12)) {
+        j->fail_at = sim_below(s, job->n);
+        j->status = sim_chance(s, 2) ? -EIO : -EFAULT;
+    }
+    if (s->config.stalls && sim_chance(s, 60))      /* past the deadline, past the grace */
+        a->stalled_until = s->now + sim_range(s, 1, (uint32_t)(s->config.core.op_timeout_us +
+                                                               s->config.core.cancel_grace_us) * 2);
+}
+
+static void copy_block(struct sim *s, struct sim_space *sp, uint32_t rank,
+                       const struct fk_job *job, uint32_t i)
+{
+    uint32_t bytes = sp->config->slice_bytes, page = job->pages[i];
+    uint8_t *slice = sp->pool + (uint64_t)job->slots[i] * sp->slot_bytes + (uint64_t)rank * bytes;
+    uint8_t *mem = sp->mem[rank] + (uint64_t)page * bytes;
+    const struct sim_job_use *u = use_find(s, job);
+
+    SIM_CHECK(s, u->slots[i] == job->slots[i], "job %u changed under way", job->id);
+    SIM_CHECK(s, sp->page[page].op != FK_NONE, "page %u of space %u copied after its operation "
+              "ended", page, u->space);
+    SIM_CHECK(s, sp->page[page].op == u->ops[i], "page %u copied for another operation", page);
+    if (job->to_engine)
+        memcpy(mem, slice, bytes);
+    else
+        memcpy(slice, mem, bytes);
+}
+
+static void job_step(struct sim *s, struct sim_space *sp, uint32_t rank, uint32_t i)
+{
+    struct sim_agent *a = &sp->agent[rank];
+    struct sim_agent_job *j = &a->jobs[i];
+
+    if (atomic_load(&j->job->cancelled) && !sim_chance(s, 8)) {
+        job_over(s, a, i, j->pos, -ECANCELED);
+    } else if (j->pos == j->fail_at) {
+        job_over(s, a, i, j->pos, j->status);
+    } else if (atomic_load(&j->job->cancelled) && sp->page[j->job->pages[j->pos]].op == FK_NONE) {
+        job_over(s, a, i, j->pos, -ECANCELED);
+    } else {
+        copy_block(s, sp, rank, j->job, j->pos++);
+        j->next = s->now + sim_below(s, s->config.agent_us + 1) + sim_below(s, a->lag_us + 1);
+        if (j->pos == j->job->n && j->fail_at == FK_NONE)
+            job_over(s, a, i, j->pos, 0);
+    }
+}
+
+bool sim_agent_step(struct sim *s)
+{
+    uint32_t pick = sim_below(s, s->config.n_spaces * SIM_MAX_RANKS);
+
+    for (uint32_t k = 0; k < s->config.n_spaces * SIM_MAX_RANKS; k++, pick++) {
+        struct sim_space *sp = &s->space[pick / SIM_MAX_RANKS % s->config.n_spaces];
+        uint32_t rank = pick % SIM_MAX_RANKS;
+        struct sim_agent *a = &sp->agent[rank];
+        if (rank >= sp->config->ranks || a->stalled_until > s->now)
+            continue;
+        if (a->n < SIM_AGENT_JOBS && (a->n == 0 || sim_chance(s, 2)))
+            agent_take(s, sp, rank);
+        if (!a->n || a->stalled_until > s->now)
+            continue;
+        uint32_t i = sim_below(s, a->n);
+        if (a->jobs[i].next > s->now)
+            continue;
+        job_step(s, sp, rank, i);
+        return true;
+    }
+    return false;
+}
+
+uint64_t sim_agent_next(const struct sim *s)
+{
+    uint64_t next = UINT64_MAX;
+
+    for (uint32_t i = 0; i < s->config.n_spaces; i++) {
+        for (uint32_t r = 0; r < s->space[i].config->ranks; r++) {
+            const struct sim_agent *a = &s->space[i].agent[r];
+            if (a->stalled_until > s->now)
+                next = fk_min(next, a->stalled_until);
+            for (uint32_t j = 0; j < a->n && a->stalled_until <= s->now; j++)
+                next = fk_min(next, a->jobs[j].next);
+        }
+    }
+    return next;
+}
+
+uint32_t sim_agent_jobs(const struct sim *s)
+{
+    return (uint32_t)s->job_uses.len;
+}
+
+void sim_agents_forget(struct sim *s)
+{
+    for (uint32_t i = 0; i < s->config.n_spaces; i++)
+        for (uint32_t r = 0; r < SIM_MAX_RANKS; r++) {
+            s->space[i].agent[r].n = 0;
+            s->space[i].agent[r].stalled_until = 0;
+        }
+    s->job_uses.len = 0;
+}
