@@ -23,8 +23,8 @@
  *   Threads   any thread may call any function at any time, except that an object must not
  *             be used during or after the call that closes it.
  *   Waiting   flexkv_poll waits as long as its timeout says; opening and closing a node,
- *             opening a space and unregistering regions wait for files and copies. All others
- *             take microseconds (flexkv_reset: in proportion to the blocks it drops).
+ *             opening a space, unregistering regions and flexkv_reset wait for files and
+ *             copies. All others take microseconds.
  *   Ownership arguments are copied during the call unless said otherwise. Handles belong to
  *             the node: closing the node ends spaces and namespaces too.
  *   Sizes     bytes unless the name says otherwise.
@@ -191,7 +191,7 @@ FLEXKV_API int flexkv_get(flexkv_node *node, uint64_t lease, uint32_t first, uin
                           const flexkv_op_args *args, uint64_t *op);
 /*
  * Stores blocks [first, n) of a prompt from the engine's pages (pages[0] belongs to keys[first]).
- * Blocks already there or under way cost nothing. If there is no room, a leading part is
+ * Blocks already there or under way cost nothing and count as stored. If there is no room, a leading part is
  * stored (status -ENOSPC); without the block before the first one, nothing is (-ENOENT). The pages must not change until the put completes.
  */
 FLEXKV_API int flexkv_put(flexkv_namespace *ns, const flexkv_key *keys, uint32_t n,
@@ -207,7 +207,8 @@ FLEXKV_API int flexkv_cancel(flexkv_node *node, uint64_t op);
 enum flexkv_op_kind { FLEXKV_OP_GET = 1, FLEXKV_OP_PUT = 2, FLEXKV_OP_PREFETCH = 3 };
 
 /* The copy engine did not confirm that it stopped: pages of this operation may still be
- * read or written. Seen only when a worker hangs. */
+ * read or written, until flexkv_regions_unregister has returned. Seen only when a worker
+ * hangs. */
 #define FLEXKV_COMPLETION_PAGES_BUSY 1u
 
 typedef struct flexkv_completion {
@@ -229,7 +230,9 @@ typedef struct flexkv_completion {
  */
 FLEXKV_API int flexkv_poll(flexkv_node *node, flexkv_completion *out, int max, int timeout_ms);
 
-/* Drops every block of every tier, of all spaces. Operations under way end with -ECANCELED. */
+/* Drops every block of every tier, of all spaces. Operations under way end with -ECANCELED.
+ * Returns when the stores on SSD are marked, so that no restart brings old blocks back; -EIO,
+ * -ETIMEDOUT: they could not be marked in time, here all is dropped nevertheless. */
 FLEXKV_API int flexkv_reset(flexkv_node *node);
 
 /* ---- statistics --------------------------------------------------------------------------- */

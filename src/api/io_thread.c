@@ -18,6 +18,8 @@ struct batch {
     struct fk_ssd_req out[FK_NODE_SSD_BATCH];
     struct fk_ssd_done tier_done[FK_NODE_SSD_BATCH];
     struct fk_io *io[FK_NODE_SSD_BATCH];
+    uint32_t resets;                /* carried out in this turn */
+    int reset_status;
 };
 
 void fk_node_io_wake(flexkv_node *node)
@@ -58,12 +60,28 @@ static bool is_transfer(const struct fk_core_ssd_req *r)
     return r->kind == FK_SSD_READ || r->kind == FK_SSD_WRITE;
 }
 
-static void carry_out(flexkv_space *s, const struct fk_core_ssd_req *r, uint64_t now)
+static void carry_out(struct batch *b, flexkv_space *s, const struct fk_core_ssd_req *r,
+                      uint64_t now)
 {
-    if (r->kind == FK_SSD_FORGET)
+    if (r->kind == FK_SSD_FORGET) {
         fk_ssd_forget(s->ssd, r->ssd_slot);
-    else
-        (void)fk_ssd_reset(s->ssd, now);        /* it logs a failure */
+        return;
+    }
+    int rc = fk_ssd_reset(s->ssd, now);
+    b->reset_status = rc ? rc : b->reset_status;
+    b->resets++;
+}
+
+/* With the lock: whoever waits in flexkv_reset hears of it. */
+static void report_resets(flexkv_node *node, struct batch *b)
+{
+    if (!b->resets)
+        return;
+    node->resets_done += b->resets;
+    node->reset_status = b->reset_status ? b->reset_status : node->reset_status;
+    b->resets = 0;
+    b->reset_status = 0;
+    pthread_cond_broadcast(&node->idle);
 }
 
 /* Carries out requests in order; transfers that follow each other go together. */
@@ -81,7 +99,7 @@ static void submit(flexkv_node *node, struct batch *b, uint32_t n, uint64_t now)
         if (k)
             fk_ssd_submit(s->ssd, b->out, k, now);
         else
-            carry_out(s, &b->req[i++], now);
+            carry_out(b, s, &b->req[i++], now);
     }
 }
 
@@ -225,11 +243,14 @@ static uint32_t take_turn(flexkv_node *node, struct batch *b, uint32_t n_before)
     submit(node, b, n, now);
     /* With nothing in flight no completion would come to fetch what is left. */
     bool more = n_before == FK_NODE_SSD_BATCH || (left && !stores_inflight(node));
+    /* A reset waits in the engine itself and may have taken a wake-up that was meant for us. */
+    more = more || atomic_load(&node->io_signalled);
     n = wait_and_collect(node, b, more ? 0 : sleep_us(node, wakeup, now));
 
     now = fk_clock_us();
     pthread_mutex_lock(&node->lock);
     tell_dirs_out(node);
+    report_resets(node, b);
     if (n)
         fk_core_ssd_done(node->core, b->done, n, now);
     if (now >= fk_core_next_wakeup(node->core))

@@ -93,7 +93,9 @@ struct flexkv_node {
     pthread_t agent_thread;
     bool has_agent;
     pthread_cond_t agent_wake;
-    pthread_cond_t idle;            /* a job ended */
+    pthread_cond_t idle;            /* a job ended, or stores were reset */
+    uint64_t resets_asked, resets_done;     /* of stores; under lock */
+    int reset_status;               /* of the last that failed */
     _Atomic uint64_t bytes_to_engine, bytes_from_engine;
 };
 

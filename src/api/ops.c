@@ -161,12 +161,35 @@ FLEXKV_API int flexkv_cancel(flexkv_node *node, uint64_t op)
     return rc ? fk_api_fail(rc, "no such operation: it has ended") : 0;
 }
 
+/* With the lock: until the stores' headers are written, so that not even kill -9 brings old
+ * blocks back. */
+static int wait_for_stores(flexkv_node *node, uint64_t target)
+{
+    uint64_t end = fk_clock_us() + (uint64_t)node->set->op_timeout_ms * 1000;
+    struct timespec ts = { .tv_sec = (time_t)(end / 1000000),
+                           .tv_nsec = (long)(end % 1000000) * 1000 };
+
+    while (node->resets_done < target)
+        if (pthread_cond_timedwait(&node->idle, &node->lock, &ts) == ETIMEDOUT)
+            return -ETIMEDOUT;
+    int rc = node->reset_status;
+    node->reset_status = 0;
+    return rc;
+}
+
 FLEXKV_API int flexkv_reset(flexkv_node *node)
 {
     pthread_mutex_lock(&node->lock);
     fk_core_reset(node->core, fk_clock_us());
+    for (flexkv_space *s = node->spaces; s; s = s->next)
+        node->resets_asked += s->ssd != NULL;
+    uint64_t target = node->resets_asked;
     fk_node_unlock(node);
-    return 0;
+    pthread_mutex_lock(&node->lock);
+    int rc = wait_for_stores(node, target);
+    pthread_mutex_unlock(&node->lock);
+    return rc ? fk_api_fail(rc, "everything is dropped here, but ssd_cache_dir could not be marked "
+                            "(%s): a restart may find old blocks", strerror(-rc)) : 0;
 }
 
 /* ---- completions ---- */

@@ -159,12 +159,17 @@ static inline bool fk_entry_visible(struct fk_index *ix, const struct fk_entry *
 
 /* ---- look-up ---- */
 uint32_t fk_index_find(const struct fk_index *ix, struct fk_key key);
-/* How many leading keys are in the table (visible or not): galloping, log2(n) look-ups. */
+/* How many leading keys are in the table (visible or not): galloping, log2(n) look-ups. Of keys
+ * that contradict what was stored (a block under another parent than before) it may be any
+ * number up to the last known one: fk_index_known is for whoever can't be sure. */
 uint32_t fk_index_match(const struct fk_index *ix, const struct fk_key *keys, uint32_t n);
 /* Entry of each key, FK_NONE where there is none; batched. Neighbours in a chain are tried
  * first: blocks stored together have neighbouring entries. */
 void fk_index_resolve(const struct fk_index *ix, const struct fk_key *keys, uint32_t n,
                       uint32_t *entries);
+/* Both: the entries of the leading keys that are in the table; returns how many. */
+uint32_t fk_index_known(const struct fk_index *ix, const struct fk_key *keys, uint32_t n,
+                        uint32_t *entries);
 
 /* Fetches what an insertion of the key, or the eviction of the entries that are likely to come
  * after this one (its ancestors), will touch. A hint; has no effect on what is there. */

@@ -271,10 +271,9 @@ static void shadow_request(struct shadow *sh, const struct fk_key *keys, uint32_
                            uint32_t *scratch)
 {
     struct fk_index *ix = &sh->index;
-    uint32_t hits = fk_index_match(ix, keys, n), parent = FK_NONE;
+    uint32_t hits = fk_index_known(ix, keys, n, scratch), parent = FK_NONE;
 
     sh->hits += hits;
-    fk_index_resolve(ix, keys, hits, scratch);
     fk_index_used(ix, scratch, hits, tick);
     for (uint32_t i = 0; i < hits; i++)
         fk_index_touch(ix, scratch[i], tick);
@@ -288,7 +287,9 @@ static void shadow_request(struct shadow *sh, const struct fk_key *keys, uint32_
             .n = n - i, .room = fk_index_room(ix, sh->group, FK_TIER_CPU, n - i, 0),
             .anchor = anchor == FK_NONE ? NULL : &ix->entries[anchor],
         };
-        if (!fk_index_admit(ix, sh->group, FK_TIER_CPU, &nc, tick) || !shadow_make_room(sh, tick))
+        /* A request seen in part only (its start was no get) leaves a chain without its start. */
+        if (fk_index_find(ix, keys[i]) != FK_NONE ||
+            !fk_index_admit(ix, sh->group, FK_TIER_CPU, &nc, tick) || !shadow_make_room(sh, tick))
             break;
         shadow_store(sh, keys[i], &parent, anchor, n - 1 - i, tick);
     }

@@ -262,3 +262,14 @@ void fk_index_resolve(const struct fk_index *ix, const struct fk_key *keys, uint
         i += batch;
     }
 }
+
+uint32_t fk_index_known(const struct fk_index *ix, const struct fk_key *keys, uint32_t n,
+                        uint32_t *entries)
+{
+    uint32_t known = fk_index_match(ix, keys, n), i = 0;
+
+    fk_index_resolve(ix, keys, known, entries);
+    while (i < known && entries[i] != FK_NONE)
+        i++;
+    return i;
+}

@@ -50,8 +50,7 @@ static int make_plan(struct fk_core *core, uint32_t space, struct plan *p)
             core->ix.groups[core->ix.entries[p->parent].group].space != space)
             return -ENOENT;
     }
-    p->n_known = fk_index_match(&core->ix, p->keys, p->n);
-    fk_index_resolve(&core->ix, p->keys, p->n_known, p->entries);
+    p->n_known = fk_index_known(&core->ix, p->keys, p->n, p->entries);
     cut_known(core, space, p);
     p->n_wanted = p->n - p->n_known;
     for (uint32_t i = 0; i < p->n_known; i++)
@@ -105,7 +104,7 @@ static uint32_t next_slot(struct fk_core *core, uint32_t group, struct slot_sour
     return s->next++;
 }
 
-/* Entry and slot for block i; false: no memory for more entries, or no slot. */
+/* Entry and slot for block i; false: no memory for more entries, no slot, or no such chain. */
 static bool place_block(struct fk_core *core, struct plan *p, struct op *op, uint32_t i,
                         struct slot_source *slots, uint32_t want)
 {

@@ -57,6 +57,8 @@ struct sim_key {
     bool there[FK_TIERS];                   /* by the events so far */
     uint32_t children_there[FK_TIERS];
     uint32_t leased;                        /* leases and gets under way that hold it */
+    bool hold_broken;                       /* a fault took it from under them: put again, it is
+                                               a block that they do not hold */
     uint32_t complete_epoch;                /* epoch + 1 of the last whole put; 0: never */
     bool was_on_ssd, expected;              /* before and after a restart (sim_check.c) */
     uint32_t found_slot;

@@ -151,8 +151,11 @@ void sim_check_unowned(struct sim *s, uint32_t space, enum fk_tier tier, uint32_
 
 void sim_hold(struct sim *s, const uint32_t *keys, uint32_t n, int by)
 {
-    for (uint32_t i = 0; i < n; i++)
-        s->keys.data[keys[i]].leased += (uint32_t)by;
+    for (uint32_t i = 0; i < n; i++) {
+        struct sim_key *k = &s->keys.data[keys[i]];
+        k->leased += (uint32_t)by;
+        k->hold_broken = k->hold_broken && k->leased;
+    }
 }
 
 void sim_set_there(struct sim *s, struct sim_key *k, enum fk_tier tier, bool there)
@@ -175,8 +178,8 @@ static void check_stored(struct sim *s, uint32_t i, enum fk_tier tier)
 /* A fault may take a block from under a lease, at once or in a later sweep. */
 static bool removal_may_hit_held(const struct sim *s, enum sim_call call)
 {
-    return (s->rough_since_quiet && call == SIM_CALL_TICK) || call == SIM_CALL_RESET || call == SIM_CALL_SSD_BAD || call == SIM_CALL_DIRS ||
-           call == SIM_CALL_RECOVER;
+    return (s->rough_since_quiet && call == SIM_CALL_TICK) || call == SIM_CALL_RESET ||
+           call == SIM_CALL_SSD_BAD || call == SIM_CALL_DIRS || call == SIM_CALL_RECOVER;
 }
 
 /* Slots that the namespace holds in the tier, in whatever state: by the index now, by the events
@@ -226,11 +229,12 @@ static void check_removed(struct sim *s, uint32_t i, enum fk_tier tier, enum sim
     struct sim_key *k = &s->keys.data[i];
 
     SIM_CHECK(s, k->there[tier], "events: key %u removed from tier %d where it is not", i, tier);
-    SIM_CHECK(s, !k->leased || removal_may_hit_held(s, call),
+    SIM_CHECK(s, !k->leased || k->hold_broken || removal_may_hit_held(s, call),
               "held block lost: key %u left tier %d under a lease (call %d)", i, tier, call);
     SIM_CHECK(s, !k->children_there[tier] || removal_may_hit_held(s, call) || call == SIM_CALL_TICK,
               "prefix broken: key %u is evicted from tier %d before its %u children (call %d)", i,
               tier, k->children_there[tier], call);
+    k->hold_broken = k->leased != 0;
     sim_set_there(s, k, tier, false);
     s->evictions++;
     check_guarantee(s, k, tier, call);
