@@ -217,7 +217,8 @@ typedef struct flexkv_completion {
     uint32_t kind;                /* enum flexkv_op_kind */
     int32_t status;               /* 0: all blocks; else the first block's -errno:
                                      -ETIMEDOUT, -ECANCELED, -EIO, -EBADMSG, -ENOSPC, -ENOENT,
-                                     -ENODEV (SSD out of use), -ENOTCONN (unregistered) */
+                                     -ENODEV (SSD out of use), -ENOTCONN (unregistered),
+                                     -EINVAL (keys that are no chain) */
     uint32_t blocks;              /* asked for */
     uint32_t blocks_ok;           /* leading blocks that were got / are stored / are in cpu */
     uint32_t flags;               /* FLEXKV_COMPLETION_* */

@@ -243,8 +243,9 @@ static uint32_t take_turn(flexkv_node *node, struct batch *b, uint32_t n_before)
     submit(node, b, n, now);
     /* With nothing in flight no completion would come to fetch what is left. */
     bool more = n_before == FK_NODE_SSD_BATCH || (left && !stores_inflight(node));
-    /* A reset waits in the engine itself and may have taken a wake-up that was meant for us. */
-    more = more || atomic_load(&node->io_signalled);
+    /* A reset is reported at once; it waits in the engine itself and may have taken a wake-up that
+     * was meant for us. */
+    more = more || b->resets || atomic_load(&node->io_signalled);
     n = wait_and_collect(node, b, more ? 0 : sleep_us(node, wakeup, now));
 
     now = fk_clock_us();

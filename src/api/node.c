@@ -130,13 +130,19 @@ static int take_config(flexkv_node *node, const flexkv_config *given)
 
 static void free_node(flexkv_node *node)
 {
+    for (flexkv_space *s = node->spaces; s; s = s->next)
+        fk_space_close_store(s);
+    unsigned stuck = node->engine ? node->engine->ops->inflight(node->engine) : 0;
+    if (stuck)
+        fk_error("close: %u I/Os never ended; the cpu tier's memory and the I/O engine are left "
+                 "behind, because the disk may still write to it", stuck);
     while (node->spaces) {
         flexkv_space *next = node->spaces->next;
-        fk_space_free(node->spaces);
+        fk_space_free(node->spaces, stuck != 0);
         node->spaces = next;
     }
     fk_core_destroy(node->core);
-    if (node->engine)
+    if (node->engine && !stuck)
         node->engine->ops->destroy(node->engine);
     if (node->event_fd >= 0)
         close(node->event_fd);

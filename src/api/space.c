@@ -91,22 +91,46 @@ static uint32_t tag_of_name(const char *name)
     return tag | 1;                 /* 0: no namespace of its own */
 }
 
+static struct fk_core_quota quota_of(const flexkv_space *s, const struct fk_namespace_quota *ns,
+                                     const uint32_t slots[FK_TIERS])
+{
+    struct fk_core_quota quota = { .tag = tag_of_name(ns->name) };
+
+    for (int t = 0; t < FK_TIERS; t++) {
+        quota.max[t] = quota_blocks(&ns->max, slots[t], s->slot_bytes, UINT32_MAX);
+        quota.guaranteed[t] = quota_blocks(&ns->guaranteed, slots[t], s->slot_bytes, 0);
+    }
+    return quota;
+}
+
+/* Before anything is built: do the quotas fit the tiers? */
+static int check_quotas(const flexkv_space *s, const uint32_t slots[FK_TIERS])
+{
+    const struct fk_namespace_list *list = &s->node->set->namespaces;
+    uint64_t promised[FK_TIERS] = { 0 };
+
+    for (size_t i = 0; i < list->count; i++) {
+        struct fk_core_quota q = quota_of(s, &list->item[i], slots);
+        for (int t = 0; t < FK_TIERS; t++) {
+            promised[t] += q.guaranteed[t];
+            if (promised[t] > slots[t] || q.guaranteed[t] > q.max[t])
+                return fk_api_fail(-EINVAL, "namespaces: what is guaranteed to %s and those before "
+                                   "it is more than the %s tier has, or more than its maximum",
+                                   list->item[i].name, t == FK_TIER_CPU ? "cpu" : "SSD");
+        }
+    }
+    return 0;
+}
+
 static int add_groups(flexkv_space *s, const uint32_t slots[FK_TIERS])
 {
     flexkv_node *node = s->node;
 
     for (size_t i = 0; i < node->set->namespaces.count; i++) {
         const struct fk_namespace_quota *ns = &node->set->namespaces.item[i];
-        struct fk_core_quota quota = { .tag = tag_of_name(ns->name) };
+        struct fk_core_quota quota = quota_of(s, ns, slots);
         struct fk_group_name g = { .space = s->id, .name = ns->name };
-        for (int t = 0; t < FK_TIERS; t++) {
-            quota.max[t] = quota_blocks(&ns->max, slots[t], s->slot_bytes, UINT32_MAX);
-            quota.guaranteed[t] = quota_blocks(&ns->guaranteed, slots[t], s->slot_bytes, 0);
-        }
         int rc = fk_core_group_add(node->core, s->id, &quota, &g.group);
-        if (rc == -EINVAL)
-            return fk_api_fail(rc, "namespaces: what is guaranteed to %s and those before it is "
-                               "more than the tier has, or more than its maximum", ns->name);
         if (rc || fk_vec_push(&node->groups, g))
             return fk_api_fail(rc ? rc : -ENOMEM, "namespaces: no room for the quota of %s",
                                ns->name);
@@ -171,11 +195,18 @@ FLEXKV_API int flexkv_namespace_open(flexkv_space *s, const char *const *parts, 
 
 /* ---- opening ---- */
 
-void fk_space_free(flexkv_space *s)
+void fk_space_close_store(flexkv_space *s)
 {
     if (s->ssd)
         fk_ssd_close(s->ssd);
-    fk_pool_destroy(s->pool);
+    s->ssd = NULL;
+}
+
+void fk_space_free(flexkv_space *s, bool keep_memory)
+{
+    fk_space_close_store(s);
+    if (!keep_memory)
+        fk_pool_destroy(s->pool);
     for (uint32_t r = 0; s->rank && r < s->ranks; r++)
         free(s->rank[r].regions);
     while (s->namespaces) {
@@ -308,7 +339,9 @@ static int build(flexkv_space *s)
                            cpu > 1u << 30 ? "cpu_cache_gb" : "ssd_cache_gb");
     uint32_t slots[FK_TIERS] = { (uint32_t)cpu, (uint32_t)ssd };
     struct found_list list = { 0 };
-    int rc = open_pool(s, slots[FK_TIER_CPU]);
+    int rc = check_quotas(s, slots);
+    if (!rc)
+        rc = open_pool(s, slots[FK_TIER_CPU]);
     if (!rc)
         rc = open_store(s, slots[FK_TIER_SSD]);
     if (!rc)
@@ -350,7 +383,7 @@ static int open_or_find(flexkv_node *node, flexkv_space *s, flexkv_space **out)
     if (!rc)
         *out = seen ? seen : s;
     if (rc || seen)
-        fk_space_free(s);
+        fk_space_free(s, false);
     fk_node_io_release(node);
     return rc;
 }

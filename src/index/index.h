@@ -213,6 +213,8 @@ void fk_index_return_slot(struct fk_index *ix, uint32_t group, enum fk_tier tier
 uint32_t fk_index_victim(struct fk_index *ix, uint32_t group, enum fk_tier tier, uint32_t tick);
 /* May the victim's copy be dropped, or is it the last one of a block with children? */
 bool fk_index_droppable(struct fk_index *ix, uint32_t entry, enum fk_tier tier);
+/* The victim can't go now: others come first until it is the oldest again. */
+void fk_index_defer(struct fk_index *ix, uint32_t entry, enum fk_tier tier, uint32_t tick);
 /* How many of the newcomers the policy admits; it learns from those with keys. */
 uint32_t fk_index_admit(struct fk_index *ix, uint32_t group, enum fk_tier tier,
                         const struct fk_newcomers *nc, uint32_t tick);

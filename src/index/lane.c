@@ -138,7 +138,7 @@ uint32_t fk_index_room(const struct fk_index *ix, uint32_t group, enum fk_tier t
                        uint32_t want, uint32_t reserve)
 {
     const struct fk_group *g = &ix->groups[group];
-    uint32_t n_free = ix->spaces[g->space].slots[tier].n_free;
+    uint32_t n_free = fk_slots_usable(&ix->spaces[g->space].slots[tier]);
     uint32_t kept = reserve + promised_to_others(ix, g, tier);
 
     n_free = n_free > kept ? n_free - kept : 0;
@@ -200,6 +200,17 @@ bool fk_index_droppable(struct fk_index *ix, uint32_t entry, enum fk_tier tier)
         return true;
     return tier == FK_TIER_CPU ? fk_entry_in(e, FK_TIER_SSD) == FK_READY
                                : fk_entry_in(e, FK_TIER_CPU) == FK_READY;
+}
+
+void fk_index_defer(struct fk_index *ix, uint32_t entry, enum fk_tier tier, uint32_t tick)
+{
+    struct fk_entry *e = &ix->entries[entry];
+    struct fk_lane *lane = fk_index_lane(ix, e, tier);
+
+    e->atime = tick;
+    if (!lane->ops->rank_counts)
+        e->rank = tick;
+    fk_lane_update(lane, e);
 }
 
 uint32_t fk_index_admit(struct fk_index *ix, uint32_t group, enum fk_tier tier,

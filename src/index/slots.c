@@ -32,6 +32,7 @@ void fk_slots_free(struct fk_slots *s, uint32_t slot)
     s->words[slot / 64] |= 1ull << (slot % 64);
     s->summary[slot / 4096] |= 1ull << (slot / 64 % 64);
     s->n_free++;
+    s->n_free_out += fk_slots_out(s, slot);
 }
 
 bool fk_slots_is_free(const struct fk_slots *s, uint32_t slot)
@@ -47,6 +48,15 @@ static void slot_take(struct fk_slots *s, uint32_t slot)
     if (!s->words[w])
         s->summary[w / 64] &= ~(1ull << (w % 64));
     s->n_free--;
+    s->n_free_out -= fk_slots_out(s, slot);
+}
+
+void fk_slots_set_out(struct fk_slots *s, uint32_t dirs_out)
+{
+    s->dirs_out = dirs_out;
+    s->n_free_out = 0;
+    for (uint32_t slot = 0; dirs_out && slot < s->n; slot++)
+        s->n_free_out += fk_slots_is_free(s, slot) && fk_slots_out(s, slot);
 }
 
 bool fk_slots_take_at(struct fk_slots *s, uint32_t slot)

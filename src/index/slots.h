@@ -19,6 +19,7 @@ struct fk_slots {
     uint32_t cursor;            /* where the next search starts */
     /* Slots of directories that are out are not given out (SSD). */
     uint32_t stripe, dirs, dirs_out;
+    uint32_t n_free_out;        /* of n_free: on such directories */
 };
 
 int fk_slots_init(struct fk_slots *s, uint32_t n, uint32_t stripe, uint32_t dirs);
@@ -30,6 +31,13 @@ uint32_t fk_slots_take(struct fk_slots *s, uint32_t want, uint32_t *first);
 bool fk_slots_take_at(struct fk_slots *s, uint32_t slot);
 void fk_slots_free(struct fk_slots *s, uint32_t slot);
 bool fk_slots_is_free(const struct fk_slots *s, uint32_t slot);
+/* Which directories are out of use from now on: a bit each. O(slots). */
+void fk_slots_set_out(struct fk_slots *s, uint32_t dirs_out);
+/* Free slots that can be had. */
+static inline uint32_t fk_slots_usable(const struct fk_slots *s)
+{
+    return s->n_free - s->n_free_out;
+}
 
 static inline uint32_t fk_slots_dir(const struct fk_slots *s, uint32_t slot)
 {

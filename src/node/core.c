@@ -210,7 +210,7 @@ struct fk_core_work fk_core_work(const struct fk_core *core)
 void fk_core_ssd_dirs_out(struct fk_core *core, uint32_t space, uint32_t mask)
 {
     core->spaces[space].dirs_out = mask;
-    core->ix.spaces[space].slots[FK_TIER_SSD].dirs_out = mask;
+    fk_slots_set_out(&core->ix.spaces[space].slots[FK_TIER_SSD], mask);
 }
 
 void fk_core_reset(struct fk_core *core, uint64_t now_us)

@@ -10,7 +10,15 @@ static void save_or_lose(struct fk_core *core, uint32_t victim)
         fk_index_drop(&core->ix, victim, FK_TIER_CPU, true);
 }
 
-/* Evicts one block; false: nothing can be evicted. */
+/* Its slot lies on a directory that is out: nothing to gain, and it may come back with it. */
+static bool is_out(struct fk_core *core, uint32_t victim, enum fk_tier tier)
+{
+    const struct fk_entry *e = &core->ix.entries[victim];
+
+    return fk_slots_out(&fk_entry_space(&core->ix, e)->slots[tier], e->slot[tier]);
+}
+
+/* Evicts one block, or puts off one that can't go; false: there is none. */
 static bool evict_one(struct fk_core *core, uint32_t group, enum fk_tier tier)
 {
     uint32_t victim = fk_index_victim(&core->ix, group, tier, core->tick);
@@ -18,13 +26,22 @@ static bool evict_one(struct fk_core *core, uint32_t group, enum fk_tier tier)
     if (victim == FK_NONE)
         return false;
     fk_index_prefetch_before(&core->ix, victim);
-    if (fk_likely(fk_index_droppable(&core->ix, victim, tier)))
+    if (fk_unlikely(is_out(core, victim, tier)))
+        fk_index_defer(&core->ix, victim, tier, core->tick);
+    else if (fk_likely(fk_index_droppable(&core->ix, victim, tier)))
         fk_index_drop(&core->ix, victim, tier, true);
     else if (tier == FK_TIER_CPU)
         save_or_lose(core, victim);
     else
-        return false;
+        fk_index_defer(&core->ix, victim, tier, core->tick);
     return true;
+}
+
+static bool all_out(const struct fk_core *core, uint32_t space, enum fk_tier tier)
+{
+    const struct core_space *sp = &core->spaces[space];
+
+    return tier == FK_TIER_SSD && sp->dirs_out == (uint32_t)((1ull << sp->ssd_dirs) - 1);
 }
 
 uint32_t core_make_room(struct fk_core *core, uint32_t group, enum fk_tier tier, uint32_t want,
@@ -33,10 +50,13 @@ uint32_t core_make_room(struct fk_core *core, uint32_t group, enum fk_tier tier,
     struct fk_index *ix = &core->ix;
     uint32_t room = fk_index_room(ix, group, tier, want, reserve);
 
-    if (room >= want)
+    if (room >= want || all_out(core, ix->groups[group].space, tier))
         return room;
     uint32_t slots = ix->spaces[ix->groups[group].space].slots[tier].n;
-    uint32_t extra = (uint32_t)(core->params.evict_ratio * slots);
+    const struct fk_group *g = &ix->groups[group];
+    /* At its maximum a group pays for itself: more than it needs would only cost itself. */
+    bool own_limit = g->max[tier] - fk_min(g->used[tier], g->max[tier]) < want;
+    uint32_t extra = own_limit ? 0 : (uint32_t)(core->params.evict_ratio * slots);
     /* Victims that must be written first give no room now: bound the tries. */
     for (uint64_t tries = (uint64_t)(want - room) + CORE_CLEAN_BATCH; room < want && tries; tries--) {
         if (!evict_one(core, group, tier))

@@ -430,7 +430,8 @@ static void act_get(struct sim *s)
     op->id = id;
     SIM_CHECK(s, rc == 0 || (rc == -ENOENT && !alive), "get on a live lease: %d", rc);
     SIM_CHECK(s, rc != 0 || s->last_tick < l.expires, "get on a lease that ran out is accepted");
-    if (s->config.dirs_go)              /* a returned copy behind a put's is given up: no claim */
+    /* A returned copy behind a put's is given up, a block whose read failed is let go: no claim. */
+    if (s->config.dirs_go || !s->config.calm)
         sim_op_let_go(s, op, ~0u);
     if (rc) {
         sim_op_let_go(s, op, ~0u);

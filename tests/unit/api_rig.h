@@ -38,13 +38,8 @@ struct api {
 
 /* ---- directories ---- */
 
-static inline void make_dir(char *path, size_t size)
-{
-    const char *tmp = getenv("TMPDIR");
-
-    snprintf(path, size, "%.50s/flexkv-api-XXXXXX", tmp ? tmp : "/tmp");
-    assert_non_null(mkdtemp(path));
-}
+static char made_dirs[64][80];          /* removed at exit if a failed test has left them */
+static unsigned n_made_dirs;
 
 static inline void remove_dir(const char *path)
 {
@@ -59,6 +54,24 @@ static inline void remove_dir(const char *path)
     if (d)
         closedir(d);
     rmdir(path);
+}
+
+static inline void remove_made_dirs(void)
+{
+    for (unsigned i = 0; i < n_made_dirs; i++)
+        remove_dir(made_dirs[i]);
+}
+
+static inline void make_dir(char *path, size_t size)
+{
+    const char *tmp = getenv("TMPDIR");
+
+    snprintf(path, size, "%.50s/flexkv-api-XXXXXX", tmp ? tmp : "/tmp");
+    assert_non_null(mkdtemp(path));
+    if (!n_made_dirs)
+        atexit(remove_made_dirs);
+    if (n_made_dirs < fk_array_size(made_dirs))
+        snprintf(made_dirs[n_made_dirs++], sizeof(made_dirs[0]), "%.79s", path);
 }
 
 /* ---- nodes ---- */
