@@ -18,13 +18,9 @@ static bool is_out(struct fk_core *core, uint32_t victim, enum fk_tier tier)
     return fk_slots_out(&fk_entry_space(&core->ix, e)->slots[tier], e->slot[tier]);
 }
 
-/* Evicts one block, or puts off one that can't go; false: there is none. */
-static bool evict_one(struct fk_core *core, uint32_t group, enum fk_tier tier)
+/* Evicts the block, or puts it off if it can't go. */
+static void evict(struct fk_core *core, uint32_t victim, enum fk_tier tier)
 {
-    uint32_t victim = fk_index_victim(&core->ix, group, tier, core->tick);
-
-    if (victim == FK_NONE)
-        return false;
     fk_index_prefetch_before(&core->ix, victim);
     if (fk_unlikely(is_out(core, victim, tier)))
         fk_index_defer(&core->ix, victim, tier, core->tick);
@@ -34,6 +30,28 @@ static bool evict_one(struct fk_core *core, uint32_t group, enum fk_tier tier)
         save_or_lose(core, victim);
     else
         fk_index_defer(&core->ix, victim, tier, core->tick);
+}
+
+static bool evict_one(struct fk_core *core, uint32_t group, enum fk_tier tier)
+{
+    uint32_t victim = fk_index_victim(&core->ix, group, tier, core->tick);
+
+    if (victim != FK_NONE)
+        evict(core, victim, tier);
+    return victim != FK_NONE;
+}
+
+/* The same beyond need: not at the cost of what is guaranteed, to the group itself neither. */
+static bool evict_spare(struct fk_core *core, uint32_t group, enum fk_tier tier)
+{
+    uint32_t victim = fk_index_victim(&core->ix, group, tier, core->tick);
+
+    if (victim == FK_NONE)
+        return false;
+    const struct fk_group *g = &core->ix.groups[core->ix.entries[victim].group];
+    if (g->used[tier] <= g->guaranteed[tier])
+        return false;
+    evict(core, victim, tier);
     return true;
 }
 
@@ -64,7 +82,7 @@ uint32_t core_make_room(struct fk_core *core, uint32_t group, enum fk_tier tier,
         room = fk_index_room(ix, group, tier, want, reserve);
     }
     for (; extra && room >= want; extra--)
-        if (!evict_one(core, group, tier))
+        if (!evict_spare(core, group, tier))
             break;
     return room;
 }
@@ -140,7 +158,7 @@ static void evict_ahead_in(struct fk_core *core, uint32_t space, enum fk_tier ti
             clean_tail(core, victim);
             if (fk_entry_in(&ix->entries[victim], FK_TIER_SSD) == FK_ABSENT)
                 return;         /* SSD takes nothing now: dropped when the room is needed */
-        } else if (!evict_one(core, group, tier)) {
+        } else if (!evict_spare(core, group, tier)) {
             return;
         }
     }
