@@ -122,8 +122,12 @@ static void fade(struct fk_density *d)
 
 /* ---- densities ---- */
 
-/* For each bucket the best, over all horizons ahead, of chance of use per time held. */
-static void best_horizons(const double *chance, unsigned top, float *density)
+/*
+ * For each bucket the best, over all horizons ahead, of chance of use per time held. Half an lru
+ * age is added to the time: a slot changes hands at about that pace anyway, and without it the
+ * noise of the shortest waits would rule.
+ */
+static void best_horizons(const double *chance, unsigned top, double half_age, float *density)
 {
     for (unsigned b = 0; b <= top; b++) {
         double alive = 1, used = 0, held = 0, best = 0;
@@ -132,7 +136,7 @@ static void best_horizons(const double *chance, unsigned top, float *density)
             used += alive * chance[j];
             held += alive * width * (1 - chance[j] / 2);
             alive *= 1 - chance[j];
-            best = fk_max(best, used / held);
+            best = fk_max(best, used / (held + half_age));
         }
         density[b] = (float)best;
     }
@@ -160,7 +164,7 @@ static unsigned pool_classes(const struct fk_density *d, double *chance, double 
     return top;
 }
 
-static void update(struct fk_density *d, uint32_t tick)
+static void update(struct fk_density *d, uint32_t tick, uint32_t lru_age)
 {
     double pooled[BUCKETS], chance[BUCKETS];
     double per_request = d->requests ? fk_max((double)d->uses / d->requests, 1.0) : 1.0;
@@ -173,16 +177,16 @@ static void update(struct fk_density *d, uint32_t tick)
         for (unsigned b = 0; b <= top; b++)
             chance[b] = (d->ended[c][b] + POOL * per_request * pooled[b]) /
                         (d->reached[c][b] + POOL * per_request);
-        best_horizons(chance, top, d->density[c]);
+        best_horizons(chance, top, lru_age / 2.0, d->density[c]);
     }
 }
 
-void fk_density_request(struct fk_density *d, uint32_t tick)
+void fk_density_request(struct fk_density *d, uint32_t tick, uint32_t lru_age)
 {
     if (++d->requests > FADE_REQUESTS)
         fade(d);
     if (d->until_update-- == 0) {
-        update(d, tick);
+        update(d, tick, lru_age);
         d->until_update = d->update_every;
     }
 }

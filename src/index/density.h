@@ -33,8 +33,9 @@ void fk_density_destroy(struct fk_density *d);
 uint64_t fk_density_bytes(const struct fk_density *d);
 /* The key was used now; a wait for its next use begins. */
 void fk_density_use(struct fk_density *d, struct fk_key key, unsigned class_, uint32_t tick);
-/* A request ended: time to fade and to work out the densities, now and then. */
-void fk_density_request(struct fk_density *d, uint32_t tick);
+/* A request ended: time to fade and to work out the densities, now and then. lru_age: how long an
+ * unused block would last under lru now, in ticks; what is shorter than that hardly matters. */
+void fk_density_request(struct fk_density *d, uint32_t tick, uint32_t lru_age);
 /* Larger: worth more. */
 float fk_density_of(const struct fk_density *d, unsigned class_, uint32_t age);
 void fk_density_rebase(struct fk_density *d, uint32_t by);

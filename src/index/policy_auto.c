@@ -26,10 +26,10 @@
 
 #define SAMPLE 64u                  /* leaves looked at for a victim */
 #define NEAR_END 16u                /* newcomers: blocks that count as near the end */
-#define SHADOW_SLOTS 1024u          /* a shadow has at least so many, if the tier has */
+#define SHADOW_SLOTS 2048u          /* a shadow has at least so many, if the tier has */
 #define SHADOW_RATE_MAX 32u
-#define LEAD 0.02                  /* of all blocks density must hit so much more to be followed ... */
-#define KEEP_LEAD 0.005             /* ... and so much to stay so */
+#define LEAD 0.03                  /* of all blocks density must hit so much more to be followed ... */
+#define KEEP_LEAD 0.01             /* ... and so much to stay so */
 #define EVIDENCE_CAPACITIES 4u      /* blocks compared before it can be, in shadow capacities */
 #define MEMORY_CAPACITIES 16u       /* half-life of the comparison, in shadow capacities */
 
@@ -356,6 +356,14 @@ static struct group_state *group_state(struct fk_lane *lane)
     return lane->index->groups[lane->group].lane[FK_TIER_CPU].state;
 }
 
+/* How long a block lasts in the shadow that goes by lru. */
+static uint32_t oldest_age(const struct shadow *sh, uint32_t tick)
+{
+    const struct fk_heap *h = &sh->index.groups[sh->group].lane[FK_TIER_CPU].heap[0];
+
+    return h->len ? tick - sh->index.entries[h->items[0].entry].atime : 0;
+}
+
 static void end_request(struct fk_lane *cpu_lane)
 {
     struct group_state *g = cpu_lane->state;
@@ -367,7 +375,7 @@ static void end_request(struct fk_lane *cpu_lane)
             duel_request(s->duel, g->request.data, (uint32_t)g->request.len, g->tick);
     }
     if (g->request.len)
-        fk_density_request(g->model, g->tick);
+        fk_density_request(g->model, g->tick, oldest_age(&g->lane.duel->lru, g->tick));
     g->request.len = 0;
     g->last_hit = (struct fk_key){ 0, 0 };
 }
