@@ -28,8 +28,8 @@
 #define NEAR_END 16u                /* newcomers: blocks that count as near the end */
 #define SHADOW_SLOTS 2048u          /* a shadow has at least so many, if the tier has */
 #define SHADOW_RATE_MAX 32u
-#define LEAD 0.03                  /* of all blocks density must hit so much more to be followed ... */
-#define KEEP_LEAD 0.01             /* ... and so much to stay so */
+#define LEAD 0.04                  /* of all blocks density must hit so much more to be followed ... */
+#define KEEP_LEAD 0.015             /* ... and so much to stay so */
 #define EVIDENCE_CAPACITIES 4u      /* blocks compared before it can be, in shadow capacities */
 #define MEMORY_CAPACITIES 16u       /* half-life of the comparison, in shadow capacities */
 

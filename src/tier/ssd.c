@@ -170,6 +170,12 @@ static void write_ended(struct fk_ssd *ssd, struct ssd_request *r)
         return;
     }
     if (r->status == 0) {
+        /*
+         * Now and not before: the device has just read the bytes, so they are in the cache, and a
+         * second trip to memory is saved. Memory and disk are the same then, or a read will tell:
+         * the slot is pinned, and whoever wrote to it nevertheless spoils the checksum.
+         */
+        r->checksum = ssd_data_checksum(r->req.key, r->req.buf, ssd->geometry.block_bytes);
         ssd->stats.write_bytes += ssd->geometry.block_bytes;
         ssd->checksums[r->req.slot] = r->checksum;
         ssd_table_put(ssd, r->req.slot, r);
@@ -312,7 +318,6 @@ static struct ssd_request *new_request(struct fk_ssd *ssd, const struct fk_ssd_r
 void fk_ssd_submit(struct fk_ssd *ssd, const struct fk_ssd_req *reqs, uint32_t n,
                    uint64_t now_us)
 {
-    struct ssd_request *due = NULL;
     struct run run = { 0 };
 
     ssd->now_us = now_us;
@@ -325,21 +330,14 @@ void fk_ssd_submit(struct fk_ssd *ssd, const struct fk_ssd_req *reqs, uint32_t n
             refused(ssd, r);
             continue;
         }
-        if (r->req.op == FK_IO_WRITE) {
+        if (r->req.op == FK_IO_WRITE)
             ssd->checksums[r->req.slot] = 0;
-            r->sum_next = due;
-            due = r;
-        }
         if (run.count > 0 && !extends(ssd, &run, &r->req))
             start_run(ssd, &run);
         run_add(&run, r);
     }
     start_run(ssd, &run);
     ssd->engine->ops->flush(ssd->engine);
-    /* While the device works. Completions come through fk_ssd_io_done only, so not before. */
-    for (; due; due = due->sum_next)
-        due->checksum = ssd_data_checksum(due->req.key, due->req.buf,
-                                          ssd->geometry.block_bytes);
 }
 
 /* --- completions --- */

@@ -28,7 +28,6 @@ void ssd_pool_free(struct ssd_pool *pool);
 
 struct ssd_request {
     struct ssd_request *next;           /* in a run, then in the done list */
-    struct ssd_request *sum_next;       /* writes of one submit whose checksum is still due */
     struct fk_ssd_req req;
     uint64_t checksum;                  /* read: expected; write: of buf */
     uint32_t epoch;
