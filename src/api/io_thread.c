@@ -37,15 +37,6 @@ void fk_node_io_wake(flexkv_node *node)
 
 /* ---- requests ---- */
 
-static flexkv_space *space_of(flexkv_node *node, uint32_t id)
-{
-    flexkv_space *s = node->spaces;
-
-    while (s && s->id != id)
-        s = s->next;
-    return s;
-}
-
 static struct fk_ssd_req to_tier(const flexkv_space *s, const struct fk_core_ssd_req *r)
 {
     return (struct fk_ssd_req){
@@ -88,7 +79,7 @@ static void report_resets(flexkv_node *node, struct batch *b)
 static void submit(flexkv_node *node, struct batch *b, uint32_t n, uint64_t now)
 {
     for (uint32_t i = 0; i < n;) {
-        flexkv_space *s = space_of(node, b->req[i].space);
+        flexkv_space *s = fk_node_space(node, b->req[i].space);
         uint32_t k = 0;
         if (!s || !s->ssd) {        /* of a space whose opening failed half-way */
             i++;

@@ -118,6 +118,8 @@ int fk_node_agent_start(flexkv_node *node);
 void fk_node_agent_stop(flexkv_node *node);
 
 /* space.c */
+/* The space with the core's number; NULL: not (yet) in the list. With either lock. */
+flexkv_space *fk_node_space(const flexkv_node *node, uint32_t id);
 void fk_space_close_store(flexkv_space *space);
 /* keep_memory: I/O that never ended may still write to the pool, so it is never unmapped. */
 void fk_space_free(flexkv_space *space, bool keep_memory);

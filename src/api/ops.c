@@ -104,10 +104,7 @@ FLEXKV_API int flexkv_get(flexkv_node *node, uint64_t lease, uint32_t first, uin
     if (rc) {
         lease_gone(rc);
     } else {
-        const flexkv_space *s = node->spaces;
-        while (s->id != space)
-            s = s->next;
-        rc = check_pages(s, args->pages, n);
+        rc = check_pages(fk_node_space(node, space), args->pages, n);
         if (!rc && (rc = fk_core_get(node->core, lease, first, n, &a, now, op ? op : &id)))
             lease_gone(rc);
     }

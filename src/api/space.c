@@ -359,6 +359,15 @@ static int build(flexkv_space *s)
     return rc;
 }
 
+flexkv_space *fk_node_space(const flexkv_node *node, uint32_t id)
+{
+    flexkv_space *s = node->spaces;
+
+    while (s && s->id != id)
+        s = s->next;
+    return s;
+}
+
 static flexkv_space *find_space(flexkv_node *node, const char *name)
 {
     flexkv_space *s = node->spaces;

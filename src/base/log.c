@@ -1,12 +1,10 @@
 /* log.c - see log.h. Touches stderr and its own statics only. */
 #include "base/log.h"
 
-#include <errno.h>
 #include <stdarg.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
-#include <strings.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -37,17 +35,6 @@ void fk_log_set_sink(fk_log_sink_fn *sink, void *arg)
 {
     current_sink = sink;
     current_sink_arg = arg;
-}
-
-int fk_log_level_parse(const char *name, enum fk_log_level *level)
-{
-    for (int i = 0; i <= FK_LOG_OFF; i++) {
-        if (strcasecmp(name, level_names[i]) == 0) {
-            *level = (enum fk_log_level)i;
-            return 0;
-        }
-    }
-    return -EINVAL;
 }
 
 void fk_log_write(enum fk_log_level level, const char *fmt, ...)

@@ -20,7 +20,6 @@ void fk_log_set_level(enum fk_log_level level);
 enum fk_log_level fk_log_get_level(void);
 void fk_log_set_prefix(const char *prefix);   /* copied, at most 31 bytes kept */
 void fk_log_set_sink(fk_log_sink_fn *sink, void *arg);
-int fk_log_level_parse(const char *name, enum fk_log_level *level); /* 0 or -EINVAL */
 
 void fk_log_write(enum fk_log_level level, const char *fmt, ...)
     __attribute__((format(printf, 2, 3)));

@@ -26,12 +26,12 @@ struct plan {
     uint32_t first;                 /* position of the first block in its chain */
 };
 
-/* Keys that are no chain, or one of another space: the put ends before the first such key. */
+/* The put ends before a key of another space. */
 static void cut_known(struct fk_core *core, uint32_t space, struct plan *p)
 {
     uint32_t i = 0;
 
-    while (i < p->n_known && p->entries[i] != FK_NONE &&
+    while (i < p->n_known &&
            core->ix.groups[core->ix.entries[p->entries[i]].group].space == space)
         i++;
     if (i < p->n_known)

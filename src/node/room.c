@@ -42,10 +42,8 @@ static bool evict_one(struct fk_core *core, uint32_t group, enum fk_tier tier)
 }
 
 /* The same beyond need: not at the cost of what is guaranteed, to the group itself neither. */
-static bool evict_spare(struct fk_core *core, uint32_t group, enum fk_tier tier)
+static bool evict_spare(struct fk_core *core, uint32_t victim, enum fk_tier tier)
 {
-    uint32_t victim = fk_index_victim(&core->ix, group, tier, core->tick);
-
     if (victim == FK_NONE)
         return false;
     const struct fk_group *g = &core->ix.groups[core->ix.entries[victim].group];
@@ -82,7 +80,7 @@ uint32_t core_make_room(struct fk_core *core, uint32_t group, enum fk_tier tier,
         room = fk_index_room(ix, group, tier, want, reserve);
     }
     for (; extra && room >= want; extra--)
-        if (!evict_spare(core, group, tier))
+        if (!evict_spare(core, fk_index_victim(ix, group, tier, core->tick), tier))
             break;
     return room;
 }
@@ -158,7 +156,7 @@ static void evict_ahead_in(struct fk_core *core, uint32_t space, enum fk_tier ti
             clean_tail(core, victim);
             if (fk_entry_in(&ix->entries[victim], FK_TIER_SSD) == FK_ABSENT)
                 return;         /* SSD takes nothing now: dropped when the room is needed */
-        } else if (!evict_spare(core, group, tier)) {
+        } else if (!evict_spare(core, victim, tier)) {
             return;
         }
     }
