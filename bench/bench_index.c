@@ -92,15 +92,15 @@ static int make_world(struct world *w, uint32_t cpu_slots)
         .max_spaces = 1, .policy = { .kind = FK_POLICY_LRU }, .evict_start_threshold = 1,
         .op_timeout_us = 1u << 30, .lease_timeout_us = 1u << 30, .seed = 1,
     };
-    struct fk_core_space_params space = { .cpu_slots = cpu_slots, .ranks = 1 };
-    uint32_t id;
+    struct fk_core_space_params space = { .cpu_slots = cpu_slots };
+    uint32_t id, instance;
 
     w->rng = 42;
     w->keys = malloc(sizeof(*w->keys) * CHAIN * CHAINS * 2);
     w->tokens = calloc(CHAIN * TOKENS_PER_BLOCK, sizeof(*w->tokens));
     w->lines = calloc(CHAINS, (size_t)CHAIN * 64);
     if (!w->keys || !w->tokens || !w->lines || fk_core_create(&params, &w->core) ||
-        fk_core_space_add(w->core, &space, &id))
+        fk_core_space_add(w->core, &space, &id) || fk_core_instance_add(w->core, id, 1, &instance))
         return -ENOMEM;
     for (uint32_t i = 0; i < CHAIN * TOKENS_PER_BLOCK; i++)
         w->tokens[i] = i * 7919;

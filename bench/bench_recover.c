@@ -96,7 +96,7 @@ static void remember(void *arg, const struct fk_ssd_found *f)
 static double recover_ms(const char *const *dir, struct fk_engine *engine, struct list *l)
 {
     struct fk_core_params cp = { .max_spaces = 1, .evict_start_threshold = 1, .seed = 1 };
-    struct fk_core_space_params sp = { .cpu_slots = 1000, .ssd_slots = SLOTS, .ranks = 1,
+    struct fk_core_space_params sp = { .cpu_slots = 1000, .ssd_slots = SLOTS,
                                        .ssd_dirs = 1 };
     struct fk_ssd_params params = store_params(dir, engine);
     struct fk_core *core;

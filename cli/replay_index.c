@@ -20,7 +20,7 @@ struct shell {
     struct fk_key seed;
     struct fk_key *keys;
     uint32_t *pages;                /* 0, 1, 2, ...: nobody reads them */
-    uint32_t space, group;
+    uint32_t space, instance, group;
     uint64_t copied_blocks, ssd_read_blocks, ssd_written_blocks;
     uint32_t got_blocks;            /* of the last get */
     bool sample_due;
@@ -79,11 +79,13 @@ static int shell_open(struct shell *s)
     struct fk_core_params params = core_params(&s->config->settings);
     struct fk_core_space_params space = {
         .cpu_slots = p->cpu_slots, .ssd_slots = p->ssd_slots, .ssd_stripe_slots = p->ssd_slots,
-        .ssd_dirs = p->ssd_slots ? 1 : 0, .ranks = 1,
+        .ssd_dirs = p->ssd_slots ? 1 : 0,
     };
     rc = fk_core_create(&params, &s->core);
     if (!rc)
         rc = fk_core_space_add(s->core, &space, &s->space);
+    if (!rc)
+        rc = fk_core_instance_add(s->core, s->space, 1, &s->instance);
     if (rc)
         return complain("the core", rc);
     s->group = fk_core_space_default_group(s->core, s->space);
@@ -122,7 +124,7 @@ static void answer_jobs(struct shell *s, uint64_t now_us)
 {
     struct fk_job *job;
 
-    while ((job = fk_core_take_job(s->core, s->space, 0))) {
+    while ((job = fk_core_take_job(s->core, s->instance, 0))) {
         s->copied_blocks += job->n;
         fk_core_job_done(s->core, job, job->n, 0, now_us);
     }
@@ -181,7 +183,7 @@ static int replay_request(struct shell *s, const struct trace_request *r)
 
     make_keys(s, r);
     uint64_t t0 = fk_clock_ns();
-    fk_core_match(s->core, s->space, s->keys, n, now_us, &m);
+    fk_core_match(s->core, s->instance, s->keys, n, now_us, &m);
     uint64_t t1 = fk_clock_ns();
     replay_note_latency(s->res, REPLAY_MATCH, t1 - t0);
     s->got_blocks = 0;
@@ -195,7 +197,7 @@ static int replay_request(struct shell *s, const struct trace_request *r)
     }
     if (s->got_blocks < n) {
         uint64_t t2 = fk_clock_ns();
-        int rc = fk_core_put(s->core, s->space, s->group, s->keys, n, s->got_blocks, &args, now_us, &op);
+        int rc = fk_core_put(s->core, s->instance, s->group, s->keys, n, s->got_blocks, &args, now_us, &op);
         replay_note_latency(s->res, REPLAY_PUT, fk_clock_ns() - t2);
         if (rc)
             return complain("put", rc);

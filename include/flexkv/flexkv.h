@@ -8,7 +8,9 @@
  *   namespace  an isolation domain inside a space (tenant, LoRA, salt); seeds the keys.
  *   page       the engine's room for one block in one layer on one rank.
  *   region     a run of pages: page p starts at base + p * stride.
- *   node       index + tiers (cpu memory, SSD), opened in this process.
+ *   node       index + tiers (cpu memory, SSD): opened in this process, or served by a daemon.
+ *   instance   one engine: its workers, whose pages a put reads and a get fills.
+ *   agent      the thread in a worker process that copies between its pages and the node.
  *
  * The way of a request
  *   keys = flexkv_keys_from_tokens(...)                  once per prompt
@@ -18,13 +20,23 @@
  *   flexkv_put(ns, keys, n, first, pages)                stores what is new
  *   flexkv_poll(node)         -> completions of get, put, prefetch
  *
+ * Where things run
+ *   in one process    flexkv_node_open, flexkv_space_open, flexkv_regions_register
+ *   workers apart     flexkv_node_open + flexkv_node_listen in the scheduler's process;
+ *                     flexkv_agent_create in each worker's
+ *   shared by engines flexkv serve, or flexkv_node_open + flexkv_node_serve; in each scheduler
+ *                     flexkv_node_connect; flexkv_agent_create in each worker
+ *   Addresses: ipc://PATH is a unix socket in the file system, ipc://@NAME one in the abstract
+ *   namespace, which leaves nothing behind. A process of another user is turned away.
+ *
  * Rules for all calls
  *   Errors    0 or a count on success, -errno on failure, nothing changed then.
  *   Threads   any thread may call any function at any time, except that an object must not
  *             be used during or after the call that closes it.
- *   Waiting   flexkv_poll waits as long as its timeout says; opening and closing a node,
- *             opening a space, unregistering regions and flexkv_reset wait for files and
- *             copies. All others take microseconds.
+ *   Waiting   flexkv_poll waits as long as its timeout says; opening, connecting and closing a
+ *             node, opening a space, unregistering regions and flexkv_reset wait for files,
+ *             workers and copies. All others take microseconds; where a daemon serves the node,
+ *             server_timeout_ms at most.
  *   Ownership arguments are copied during the call unless said otherwise. Handles belong to
  *             the node: closing the node ends spaces and namespaces too.
  *   Sizes     bytes unless the name says otherwise.
@@ -75,6 +87,10 @@ FLEXKV_API int flexkv_config_load_env(flexkv_config *config);
 /* One option by its file key, e.g. ("cpu_cache_gb", "0.5"); wins over file and environment,
  * whatever the order of the calls. -EINVAL, -ENOENT (unknown key), -EBUSY (frozen). */
 FLEXKV_API int flexkv_config_set(flexkv_config *config, const char *key, const char *value);
+/* The effective value of an option as text (as flexkv_config_set would take it; "" when empty), cut
+ * to bytes. Returns its length, or -ENOENT. Defaults that follow from others count as soon as a
+ * node is opened with the config, or this function is called: nothing can be set afterwards. */
+FLEXKV_API int flexkv_config_get(flexkv_config *config, const char *key, char *text, size_t bytes);
 
 /* ---- node ---------------------------------------------------------------------------
  * Opens a node in this process; config NULL: as flexkv_config_load_default. The config is
@@ -92,6 +108,30 @@ FLEXKV_API void flexkv_node_close(flexkv_node *node);
  * node; never read or close it. */
 FLEXKV_API int flexkv_node_fd(flexkv_node *node);
 
+/*
+ * Lets agents of other processes register at the address, from a thread of the node's own.
+ * Before the first space is opened. -EADDRINUSE: somebody answers there (last_error says who);
+ * -EINVAL: no such kind of address; -EACCES, ...
+ */
+FLEXKV_API int flexkv_node_listen(flexkv_node *node, const char *address);
+/* The same for clients (flexkv_node_connect) too: what a daemon does. The node's own process
+ * must not open spaces then. */
+FLEXKV_API int flexkv_node_serve(flexkv_node *node, const char *address);
+/* Waits until the served node has had no client for idle_ms (the first minute of its life does not
+ * count, unless a client has come and gone), or until timeout_ms (-1: no limit) are over: 1 idle,
+ * 0 not. */
+FLEXKV_API int flexkv_node_wait_idle(flexkv_node *node, int idle_ms, int timeout_ms);
+/*
+ * A node that a daemon serves. When the daemon goes, operations end with -ENOTCONN and matches find
+ * nothing until it is back: the node reconnects by itself and opens its spaces again. config: only
+ * server_timeout_ms and logging are used. -ECONNREFUSED, -ENOENT: nobody answers;
+ * -EPROTO: another version or program; -ETIMEDOUT.
+ */
+FLEXKV_API int flexkv_node_connect(const flexkv_config *config, const char *address,
+                                   flexkv_node **out);
+/* What `flexkv status --json` prints: one JSON object. To be freed with free(). */
+FLEXKV_API int flexkv_node_status(flexkv_node *node, char **json);
+
 /* ---- spaces and namespaces ----------------------------------------------------------- */
 typedef struct flexkv_space_desc {
     size_t struct_bytes;
@@ -99,15 +139,21 @@ typedef struct flexkv_space_desc {
     const void *fingerprint;      /* identity of model, dtype and layout: any bytes */
     size_t fingerprint_bytes;
     uint32_t tokens_per_block;    /* > 0 */
-    uint32_t ranks;               /* > 0: tensor x pipeline parallel workers */
-    uint64_t slice_bytes;         /* > 0: one block's bytes on one rank, all its layers */
+    uint32_t ranks;               /* > 0: slices of a block; tensor x pipeline parallel ranks */
+    uint64_t slice_bytes;         /* one block's bytes on one rank, all its layers; 0: as the agents
+                                     of the instance say; the call waits for them then */
+    const char *instance;         /* name that its agents give too; NULL: "" */
+    uint32_t workers;             /* agents of the instance; more than ranks where several workers hold
+                                     the same slice; 0: ranks, or none: regions_register */
+    uint32_t wait_ms;             /* for the agents; 0: worker_timeout_ms */
 } flexkv_space_desc;
 
 /*
  * Defines a space and takes its share of the tiers; blocks that its SSD store kept from an
  * earlier run are found again. -EEXIST: the store on SSD has another geometry (see
- * ssd_recreate); -ENOSPC: max_spaces are defined; -EINVAL. Asking again with the same name
- * and description gives the same space; with another description -EEXIST.
+ * ssd_recreate); -ENOSPC: max_spaces are defined; -ETIMEDOUT: agents are missing; -EINVAL. Asking
+ * again with the same name, instance and description gives the same handle; with another instance a
+ * handle of its own on the same blocks; with another description -EEXIST.
  */
 FLEXKV_API int flexkv_space_open(flexkv_node *node, const flexkv_space_desc *desc,
                                  flexkv_space **out);
@@ -137,6 +183,42 @@ FLEXKV_API int flexkv_regions_register(flexkv_space *space, uint32_t rank,
                                        const flexkv_region *regions, size_t n_regions);
 /* Waits until no copy touches the memory any more; operations under way fail. */
 FLEXKV_API int flexkv_regions_unregister(flexkv_space *space, uint32_t rank);
+
+/* ---- agents: the memory of a worker in a process of its own ------------------------------- */
+typedef struct flexkv_agent flexkv_agent;
+typedef struct flexkv_agent_desc {
+    size_t struct_bytes;
+    const char *address;          /* of the node */
+    const char *space;            /* as in flexkv_space_desc; NULL "default" */
+    const char *instance;         /* NULL: "" */
+    uint32_t worker;              /* which of the instance's workers this is */
+    uint32_t slice;               /* which slice of a block its pages hold; < ranks */
+    uint32_t replica, replicas;   /* this is one of so many workers with the same slice (MLA);
+                                     0, 1 where each has its own: then each block is stored by
+                                     one of them and loaded by all */
+    uint32_t timeout_ms;          /* without a node for so long: one line in the log; 0:
+                                     worker_timeout_ms. It goes on looking */
+} flexkv_agent_desc;
+
+/*
+ * Starts a thread that finds the node, registers the regions, and copies when told. Returns at
+ * once; the node may start later, go and come back. regions: as in flexkv_regions_register, of
+ * slice_bytes at most. The memory must stay valid until the agent is closed.
+ */
+FLEXKV_API int flexkv_agent_create(const flexkv_agent_desc *desc, const flexkv_region *regions,
+                                   size_t n_regions, flexkv_agent **out);
+/* 1: registered at a node; 0: looking for it; -errno: turned away (flexkv_last_error says why; it
+ * goes on trying). */
+FLEXKV_API int flexkv_agent_state(flexkv_agent *agent);
+/*
+ * After this call no copy of these operations touches the pages any more, now or later, whatever
+ * the node says: what an engine needs before it gives the pages to another request. Waits
+ * for a copy under way to stop, a block at most; -ETIMEDOUT after timeout_ms.
+ */
+FLEXKV_API int flexkv_agent_revoke(flexkv_agent *agent, const uint64_t *ops, size_t n,
+                                   int timeout_ms);
+/* Stops copying, leaves the node. Accepts NULL. */
+FLEXKV_API void flexkv_agent_close(flexkv_agent *agent);
 
 /* ---- keys ------------------------------------------------------------------------------
  * Keys of the n_tokens / tokens_per_block whole blocks of a prompt; a rest is ignored.
@@ -171,6 +253,12 @@ FLEXKV_API int flexkv_match(flexkv_namespace *ns, const flexkv_key *keys, size_t
                             flexkv_match_result *out);
 /* Gives a lease back unused. -ENOENT: it ran out or was used. */
 FLEXKV_API int flexkv_release(flexkv_node *node, uint64_t lease);
+/*
+ * What computing costs: tokens per second of prefill. With it known, a match is cut to what is
+ * loaded sooner than computed, by the measured speed of the tiers; the blocks that
+ * are left out count as declined. 0: unknown, every hit is given.
+ */
+FLEXKV_API int flexkv_space_set_compute_rate(flexkv_space *space, double tokens_per_second);
 
 /* ---- operations ------------------------------------------------------------------------- */
 typedef struct flexkv_op_args {
@@ -255,6 +343,7 @@ typedef struct flexkv_stats {
     uint64_t leases, operations;  /* open now */
     uint64_t write_backlog_blocks; /* waiting for, or being written to, SSD now */
     flexkv_tier_stats cpu, ssd;
+    uint64_t declined_blocks;     /* known, but computing them is faster */
 } flexkv_stats;
 
 /* Counters since open. Sums over all spaces. */

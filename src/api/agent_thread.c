@@ -1,6 +1,6 @@
 /*
  * agent_thread.c - the in-process agent: one thread that takes the core's copy jobs for all
- * ranks whose memory this process has registered, copies with the help of a team, and
+ * workers whose memory the node's own process has registered, copies with the help of a team, and
  * reports. It holds the node's lock only to take a job and to report one.
  */
 #include <stdio.h>
@@ -8,15 +8,15 @@
 #include "api/node_impl.h"
 #include "base/clock.h"
 
-/* With the lock: a job of any space and rank. */
-static struct fk_job *next_job(flexkv_node *node, flexkv_space **space, uint32_t *rank)
+/* With the lock: a job of any worker in this process. */
+static struct fk_job *next_job(struct fk_node *node, struct fk_instance **instance, uint32_t *worker)
 {
-    for (flexkv_space *s = node->spaces; s; s = s->next) {
-        for (uint32_t r = 0; r < s->ranks; r++) {
-            struct fk_job *job = fk_core_take_job(node->core, s->id, r);
+    for (struct fk_instance *in = node->instances; in; in = in->next) {
+        for (uint32_t w = 0; !in->remote && w < in->n_workers; w++) {
+            struct fk_job *job = fk_core_take_job(node->core, in->id, w);
             if (job) {
-                *space = s;
-                *rank = r;
+                *instance = in;
+                *worker = w;
                 return job;
             }
         }
@@ -24,13 +24,14 @@ static struct fk_job *next_job(flexkv_node *node, flexkv_space **space, uint32_t
     return NULL;
 }
 
-static uint32_t copy_job(flexkv_node *node, flexkv_space *s, uint32_t rank, struct fk_job *job,
-                         int *status)
+static uint32_t copy_job(struct fk_node *node, const struct fk_instance *in, uint32_t worker,
+                         struct fk_job *job, int *status)
 {
+    const struct fk_space *s = in->space;
     struct fk_copy_target target = {
-        .regions = s->rank[rank].regions, .n_regions = s->rank[rank].n_regions,
+        .regions = in->worker[worker].regions, .n_regions = in->worker[worker].n_regions,
         .pool = fk_pool_base(s->pool), .slot_bytes = s->slot_bytes,
-        .slice_offset = rank * s->slice_bytes,
+        .slice_offset = worker * s->slice_bytes,
     };
     struct fk_copy_blocks blocks = { .slots = job->slots, .pages = job->pages, .n = job->n,
                                      .to_engine = job->to_engine };
@@ -43,26 +44,29 @@ static uint32_t copy_job(flexkv_node *node, flexkv_space *s, uint32_t rank, stru
 
 static void *agent_main(void *arg)
 {
-    flexkv_node *node = arg;
+    struct fk_node *node = arg;
 
     pthread_mutex_lock(&node->lock);
     for (;;) {
-        flexkv_space *space;
-        uint32_t rank;
-        struct fk_job *job = next_job(node, &space, &rank);
+        struct fk_instance *in;
+        uint32_t worker;
+        struct fk_job *job = next_job(node, &in, &worker);
         if (!job) {
             if (node->closing)
                 break;
             pthread_cond_wait(&node->agent_wake, &node->lock);
             continue;
         }
-        bool registered = space->rank[rank].regions != NULL;
+        bool registered = in->worker[worker].regions != NULL;
         pthread_mutex_unlock(&node->lock);
 
         int status = registered ? 0 : -ENOTCONN;
-        uint32_t ok = registered ? copy_job(node, space, rank, job, &status) : 0;
+        uint64_t start = fk_clock_us();
+        uint32_t ok = registered ? copy_job(node, in, worker, job, &status) : 0;
 
         pthread_mutex_lock(&node->lock);
+        if (job->to_engine)
+            fk_rates_copied(in->space, ok, fk_clock_us() - start);
         fk_core_job_done(node->core, job, ok, status ? status : -ECANCELED, fk_clock_us());
         pthread_cond_broadcast(&node->idle);
         fk_node_unlock(node);
@@ -72,7 +76,7 @@ static void *agent_main(void *arg)
     return NULL;
 }
 
-static unsigned default_threads(void)
+unsigned fk_default_copy_threads(void)
 {
     long cpus = sysconf(_SC_NPROCESSORS_ONLN);
 
@@ -80,10 +84,10 @@ static unsigned default_threads(void)
     return cpus >= 16 ? 4 : cpus >= 8 ? 2 : 1;
 }
 
-int fk_node_agent_start(flexkv_node *node)
+int fk_node_agent_start(struct fk_node *node)
 {
     unsigned threads = node->set->copy_threads ? (unsigned)node->set->copy_threads
-                                               : default_threads();
+                                               : fk_default_copy_threads();
 
     node->backend = fk_copy_backend("host");
     int rc = fk_team_create(threads, &node->team);
@@ -95,7 +99,7 @@ int fk_node_agent_start(flexkv_node *node)
     return 0;
 }
 
-void fk_node_agent_stop(flexkv_node *node)
+void fk_node_agent_stop(struct fk_node *node)
 {
     if (node->has_agent)
         pthread_join(node->agent_thread, NULL);

@@ -18,5 +18,8 @@ struct flexkv_config {
 
 /* Finishes and freezes; a reference more. */
 int fk_api_config_take(flexkv_config *c);
+/* What a node or client is opened with: the given one, or for NULL the usual one; finished, a
+ * reference of the caller's own. */
+int fk_api_config_open(const flexkv_config *given, flexkv_config **out);
 
 #endif

@@ -22,7 +22,7 @@ struct batch {
     int reset_status;
 };
 
-void fk_node_io_wake(flexkv_node *node)
+void fk_node_io_wake(struct fk_node *node)
 {
     if (atomic_exchange(&node->io_signalled, true))
         return;
@@ -37,7 +37,7 @@ void fk_node_io_wake(flexkv_node *node)
 
 /* ---- requests ---- */
 
-static struct fk_ssd_req to_tier(const flexkv_space *s, const struct fk_core_ssd_req *r)
+static struct fk_ssd_req to_tier(const struct fk_space *s, const struct fk_core_ssd_req *r)
 {
     return (struct fk_ssd_req){
         .op = r->kind == FK_SSD_READ ? FK_IO_READ : FK_IO_WRITE, .slot = r->ssd_slot,
@@ -51,7 +51,7 @@ static bool is_transfer(const struct fk_core_ssd_req *r)
     return r->kind == FK_SSD_READ || r->kind == FK_SSD_WRITE;
 }
 
-static void carry_out(struct batch *b, flexkv_space *s, const struct fk_core_ssd_req *r,
+static void carry_out(struct batch *b, struct fk_space *s, const struct fk_core_ssd_req *r,
                       uint64_t now)
 {
     if (r->kind == FK_SSD_FORGET) {
@@ -64,7 +64,7 @@ static void carry_out(struct batch *b, flexkv_space *s, const struct fk_core_ssd
 }
 
 /* With the lock: whoever waits in flexkv_reset hears of it. */
-static void report_resets(flexkv_node *node, struct batch *b)
+static void report_resets(struct fk_node *node, struct batch *b)
 {
     if (!b->resets)
         return;
@@ -76,10 +76,10 @@ static void report_resets(flexkv_node *node, struct batch *b)
 }
 
 /* Carries out requests in order; transfers that follow each other go together. */
-static void submit(flexkv_node *node, struct batch *b, uint32_t n, uint64_t now)
+static void submit(struct fk_node *node, struct batch *b, uint32_t n, uint64_t now)
 {
     for (uint32_t i = 0; i < n;) {
-        flexkv_space *s = fk_node_space(node, b->req[i].space);
+        struct fk_space *s = fk_node_space(node, b->req[i].space);
         uint32_t k = 0;
         if (!s || !s->ssd) {        /* of a space whose opening failed half-way */
             i++;
@@ -94,17 +94,17 @@ static void submit(flexkv_node *node, struct batch *b, uint32_t n, uint64_t now)
     }
 }
 
-static unsigned stores_inflight(flexkv_node *node)
+static unsigned stores_inflight(struct fk_node *node)
 {
     unsigned n = 0;
 
-    for (flexkv_space *s = node->spaces; s; s = s->next)
+    for (struct fk_space *s = node->spaces; s; s = s->next)
         n += s->ssd ? fk_ssd_inflight(s->ssd) : 0;
     return n;
 }
 
 /* More than twice the device's depth only hides later, more urgent reads behind writes. */
-static uint32_t take_requests(flexkv_node *node, struct batch *b)
+static uint32_t take_requests(struct fk_node *node, struct batch *b)
 {
     uint32_t cap = (uint32_t)node->set->ssd_io_depth * 2, busy = stores_inflight(node);
 
@@ -115,11 +115,11 @@ static uint32_t take_requests(flexkv_node *node, struct batch *b)
 
 /* ---- answers ---- */
 
-static uint32_t collect(flexkv_node *node, struct batch *b, uint64_t now)
+static uint32_t collect(struct fk_node *node, struct batch *b, uint64_t now)
 {
     uint32_t n = 0;
 
-    for (flexkv_space *s = node->spaces; s; s = s->next) {
+    for (struct fk_space *s = node->spaces; s; s = s->next) {
         if (!s->ssd)
             continue;
         fk_ssd_tick(s->ssd, now);
@@ -130,9 +130,9 @@ static uint32_t collect(flexkv_node *node, struct batch *b, uint64_t now)
     return n;
 }
 
-static void tell_dirs_out(flexkv_node *node)
+static void tell_dirs_out(struct fk_node *node)
 {
-    for (flexkv_space *s = node->spaces; s; s = s->next) {
+    for (struct fk_space *s = node->spaces; s; s = s->next) {
         uint32_t out = s->ssd ? fk_ssd_dirs_out(s->ssd) : 0;
         if (out != s->dirs_out) {
             s->dirs_out = out;
@@ -141,11 +141,11 @@ static void tell_dirs_out(flexkv_node *node)
     }
 }
 
-static void add_up_bytes(flexkv_node *node)
+static void add_up_bytes(struct fk_node *node)
 {
     uint64_t read = 0, written = 0;
 
-    for (flexkv_space *s = node->spaces; s; s = s->next) {
+    for (struct fk_space *s = node->spaces; s; s = s->next) {
         struct fk_ssd_stats st = { 0 };
         if (s->ssd)
             fk_ssd_get_stats(s->ssd, &st);
@@ -158,9 +158,9 @@ static void add_up_bytes(flexkv_node *node)
 
 /* Memory that has been faulted in since the last time is made known to the engine, in chunks
  * that end between slots. */
-static void register_pools(flexkv_node *node)
+static void register_pools(struct fk_node *node)
 {
-    for (flexkv_space *s = node->spaces; s; s = s->next) {
+    for (struct fk_space *s = node->spaces; s; s = s->next) {
         uint64_t chunk = fk_max(REGISTER_CHUNK / s->slot_bytes, (uint64_t)1) * s->slot_bytes;
         uint64_t there = fk_pool_populated(s->pool);
         while (s->ssd && s->pool_registered < s->pool_bytes) {
@@ -174,11 +174,23 @@ static void register_pools(flexkv_node *node)
     }
 }
 
-static uint64_t sleep_us(flexkv_node *node, uint64_t core_wakeup, uint64_t now)
+/* With both locks. */
+static void note_read_rates(struct fk_node *node, uint64_t now)
+{
+    for (struct fk_space *s = node->spaces; s; s = s->next) {
+        struct fk_ssd_stats st = { 0 };
+        if (!s->ssd)
+            continue;
+        fk_ssd_get_stats(s->ssd, &st);
+        fk_rates_read(s, st.read_bytes, now, fk_core_reads(node->core, s->id) != 0);
+    }
+}
+
+static uint64_t sleep_us(struct fk_node *node, uint64_t core_wakeup, uint64_t now)
 {
     uint64_t at = core_wakeup;
 
-    for (flexkv_space *s = node->spaces; s; s = s->next)
+    for (struct fk_space *s = node->spaces; s; s = s->next)
         if (s->ssd)
             at = fk_min(at, fk_ssd_next_wakeup(s->ssd));
     return at <= now ? 0 : fk_min(at - now, (uint64_t)MAX_SLEEP_US);
@@ -186,7 +198,7 @@ static uint64_t sleep_us(flexkv_node *node, uint64_t core_wakeup, uint64_t now)
 
 /* ---- the loop ---- */
 
-static void wait_without_engine(flexkv_node *node, uint64_t us)
+static void wait_without_engine(struct fk_node *node, uint64_t us)
 {
     struct timespec ts;
 
@@ -202,7 +214,7 @@ static void wait_without_engine(flexkv_node *node, uint64_t us)
 }
 
 /* Waits for the stores (or just waits), takes what is finished. */
-static uint32_t wait_and_collect(flexkv_node *node, struct batch *b, uint64_t us)
+static uint32_t wait_and_collect(struct fk_node *node, struct batch *b, uint64_t us)
 {
     if (!node->engine) {
         wait_without_engine(node, us);
@@ -219,7 +231,7 @@ static uint32_t wait_and_collect(flexkv_node *node, struct batch *b, uint64_t us
 }
 
 /* One turn; n_before: how much the last one brought (a full batch: there may be more). */
-static uint32_t take_turn(flexkv_node *node, struct batch *b, uint32_t n_before)
+static uint32_t take_turn(struct fk_node *node, struct batch *b, uint32_t n_before)
 {
     uint64_t now = fk_clock_us();
 
@@ -228,6 +240,7 @@ static uint32_t take_turn(flexkv_node *node, struct batch *b, uint32_t n_before)
     uint32_t n = take_requests(node, b);
     bool left = fk_core_work(node->core).ssd;
     uint64_t wakeup = fk_core_next_wakeup(node->core);
+    note_read_rates(node, now);
     node->io_sleeps_until = fk_min(wakeup, now + MAX_SLEEP_US);
     pthread_mutex_unlock(&node->lock);
 
@@ -253,7 +266,7 @@ static uint32_t take_turn(flexkv_node *node, struct batch *b, uint32_t n_before)
 
 static void *io_main(void *arg)
 {
-    flexkv_node *node = arg;
+    struct fk_node *node = arg;
     struct batch *b = calloc(1, sizeof(*b));
 
     uint32_t n = 0;
@@ -273,7 +286,7 @@ static void *io_main(void *arg)
     return NULL;
 }
 
-void fk_node_io_acquire(flexkv_node *node)
+void fk_node_io_acquire(struct fk_node *node)
 {
     atomic_fetch_add(&node->io_yield, 1);
     if (node->has_io_thread)
@@ -281,13 +294,13 @@ void fk_node_io_acquire(flexkv_node *node)
     pthread_mutex_lock(&node->io_lock);
 }
 
-void fk_node_io_release(flexkv_node *node)
+void fk_node_io_release(struct fk_node *node)
 {
     atomic_fetch_sub(&node->io_yield, 1);
     pthread_mutex_unlock(&node->io_lock);
 }
 
-int fk_node_io_start(flexkv_node *node)
+int fk_node_io_start(struct fk_node *node)
 {
     int rc = pthread_create(&node->io_thread, NULL, io_main, node);
 
@@ -297,7 +310,7 @@ int fk_node_io_start(flexkv_node *node)
     return 0;
 }
 
-void fk_node_io_stop(flexkv_node *node)
+void fk_node_io_stop(struct fk_node *node)
 {
     if (!node->has_io_thread)
         return;

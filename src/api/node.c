@@ -10,14 +10,18 @@
 
 #define CANCEL_GRACE_US 1000000u
 
-void fk_node_unlock(flexkv_node *node)
+void fk_node_unlock(struct fk_node *node)
 {
     struct fk_core_work work = fk_core_work(node->core);
     bool post = work.completions && !node->event_set;
     bool wake_io = work.ssd || fk_core_next_wakeup(node->core) < node->io_sleeps_until;
 
-    if (work.jobs)
+    if (work.jobs && fk_links_push(node))
         pthread_cond_signal(&node->agent_wake);
+    if (work.cancels != node->cancels_told) {
+        node->cancels_told = work.cancels;
+        fk_links_cancel(node);
+    }
     if (post) {
         uint64_t one = 1;
         node->event_set = write(node->event_fd, &one, sizeof(one)) == sizeof(one);
@@ -70,7 +74,7 @@ static int wrap_in_faults(struct fk_engine **engine)
     return rc ? fk_api_fail(rc, "cannot create the fault filter: %s", strerror(-rc)) : 0;
 }
 
-static int open_engine(flexkv_node *node)
+static int open_engine(struct fk_node *node)
 {
     const struct fk_settings *set = node->set;
     struct fk_engine_params params = {
@@ -87,7 +91,7 @@ static int open_engine(flexkv_node *node)
     return wrap_in_faults(&node->engine);
 }
 
-static int init_locks(flexkv_node *node)
+static int init_locks(struct fk_node *node)
 {
     pthread_condattr_t mono;
 
@@ -104,40 +108,21 @@ static int init_locks(flexkv_node *node)
     return node->event_fd < 0 ? fk_api_fail(-errno, "eventfd: %s", strerror(errno)) : 0;
 }
 
-static int take_config(flexkv_node *node, const flexkv_config *given)
+static void free_node(struct fk_node *node)
 {
-    flexkv_config *own = NULL;
-    int rc;
-
-    if (!given) {
-        rc = flexkv_config_create(&own);
-        if (!rc)
-            rc = flexkv_config_load_default(own);
-    } else {
-        own = (flexkv_config *)(uintptr_t)given;
-        rc = 0;
-    }
-    if (!rc)
-        rc = fk_api_config_take(own);
-    if (!rc) {
-        node->config = own;
-        node->set = &own->config->settings;
-    }
-    if (!given)
-        flexkv_config_destroy(own);
-    return rc;
-}
-
-static void free_node(flexkv_node *node)
-{
-    for (flexkv_space *s = node->spaces; s; s = s->next)
+    for (struct fk_space *s = node->spaces; s; s = s->next)
         fk_space_close_store(s);
     unsigned stuck = node->engine ? node->engine->ops->inflight(node->engine) : 0;
     if (stuck)
         fk_error("close: %u I/Os never ended; the cpu tier's memory and the I/O engine are left "
                  "behind, because the disk may still write to it", stuck);
+    while (node->instances) {
+        struct fk_instance *in = node->instances;
+        node->instances = in->next;
+        fk_instance_free(in);
+    }
     while (node->spaces) {
-        flexkv_space *next = node->spaces->next;
+        struct fk_space *next = node->spaces->next;
         fk_space_free(node->spaces, stuck != 0);
         node->spaces = next;
     }
@@ -153,12 +138,16 @@ static void free_node(flexkv_node *node)
 
 FLEXKV_API int flexkv_node_open(const flexkv_config *config, flexkv_node **out)
 {
-    flexkv_node *node = calloc(1, sizeof(*node));
+    struct fk_node *node = calloc(1, sizeof(*node));
 
     if (!node)
         return fk_api_fail(-ENOMEM, "out of memory");
+    node->pub.vt = &fk_local_vt;
     node->event_fd = -1;
-    int rc = take_config(node, config);
+    node->started_us = fk_clock_us();
+    int rc = fk_api_config_open(config, &node->config);
+    if (!rc)
+        node->set = &node->config->config->settings;
     if (!rc)
         rc = init_locks(node);
     if (!rc) {
@@ -181,21 +170,21 @@ FLEXKV_API int flexkv_node_open(const flexkv_config *config, flexkv_node **out)
         free_node(node);
         return rc;
     }
-    *out = node;
+    *out = &node->pub;
     return 0;
 }
 
 /* ---- closing ---- */
 
-static bool copies_idle(flexkv_node *node)
+static bool copies_idle(struct fk_node *node)
 {
-    for (flexkv_space *s = node->spaces; s; s = s->next)
-        if (!fk_core_space_idle(node->core, s->id))
+    for (const struct fk_instance *in = node->instances; in; in = in->next)
+        if (!fk_core_instance_idle(node->core, in->id))
             return false;
     return true;
 }
 
-static bool writes_idle(flexkv_node *node)
+static bool writes_idle(struct fk_node *node)
 {
     struct flexkv_stats st;
 
@@ -203,8 +192,16 @@ static bool writes_idle(flexkv_node *node)
     return st.write_backlog_blocks == 0;
 }
 
+int fk_node_wait(struct fk_node *node, uint64_t deadline_us)
+{
+    struct timespec ts = { .tv_sec = (time_t)(deadline_us / 1000000),
+                           .tv_nsec = (long)(deadline_us % 1000000) * 1000 };
+
+    return pthread_cond_timedwait(&node->idle, &node->lock, &ts) == ETIMEDOUT ? -ETIMEDOUT : 0;
+}
+
 /* Waits for a condition of the core, at most as long as an operation may take. */
-static void wait_until(flexkv_node *node, bool (*idle)(flexkv_node *node), uint64_t deadline_us)
+static void wait_until(struct fk_node *node, bool (*idle)(struct fk_node *node), uint64_t deadline_us)
 {
     pthread_mutex_lock(&node->lock);
     while (!idle(node) && fk_clock_us() < deadline_us) {
@@ -215,19 +212,19 @@ static void wait_until(flexkv_node *node, bool (*idle)(flexkv_node *node), uint6
     pthread_mutex_unlock(&node->lock);
 }
 
-FLEXKV_API void flexkv_node_close(flexkv_node *node)
+void fk_local_close(flexkv_node *pub)
 {
-    if (!node)
-        return;
+    struct fk_node *node = fk_local_node(pub);
     uint64_t deadline = fk_clock_us() + (uint64_t)node->set->op_timeout_ms * 1000;
 
     pthread_mutex_lock(&node->lock);
-    for (flexkv_space *s = node->spaces; s; s = s->next)
-        fk_core_fail_space_ops(node->core, s->id, -ECANCELED, fk_clock_us());
+    for (const struct fk_instance *in = node->instances; in; in = in->next)
+        fk_core_fail_ops(node->core, in->id, -ECANCELED, fk_clock_us());
     fk_node_unlock(node);
     wait_until(node, copies_idle, deadline);
     wait_until(node, writes_idle, deadline);
 
+    fk_server_stop(node);
     fk_node_io_stop(node);
     pthread_mutex_lock(&node->lock);
     node->closing = true;
@@ -235,9 +232,4 @@ FLEXKV_API void flexkv_node_close(flexkv_node *node)
     pthread_mutex_unlock(&node->lock);
     fk_node_agent_stop(node);
     free_node(node);
-}
-
-FLEXKV_API int flexkv_node_fd(flexkv_node *node)
-{
-    return node->event_fd;
 }

@@ -1,13 +1,14 @@
 /*
- * node_impl.h - private to src/api: the embedded node, the shell around the core.
+ * node_impl.h - private to src/api: the local node, the shell around the core.
  *
- *   caller threads --lock--> core            queues --> agent thread (copies, core/job_done)
- *                                                   --> I/O thread   (SSD, deadlines, ticks)
- *                                                   --> completions + eventfd --> poll
+ *   caller threads --lock--> core       queues --> agent thread  (copies of workers in this process)
+ *                                              --> links         (agents of other processes)
+ *                                              --> I/O thread    (SSD, deadlines, ticks)
+ *                                              --> completions + eventfd --> poll, or the clients
  *
- * `lock` guards the core and the tables of namespaces and regions. Nobody holds it across a
- * system call that can wait. Engine and stores are used under `io_lock`, which the I/O thread
- * holds all the time but when someone who opens a space asks for it; files are opened and
+ * `lock` guards the core and the tables of spaces, instances, links and namespaces. Nobody holds it
+ * across a system call that can wait. SSD engine and stores are used under `io_lock`, which the I/O
+ * thread holds all the time but when someone who opens a space asks for it; files are opened and
  * tables read under it alone. The list of spaces grows under both locks, so either is enough
  * to walk it. Order: io_lock, lock.
  */
@@ -17,27 +18,23 @@
 #include <pthread.h>
 #include <stdatomic.h>
 
-#include "base/util.h"
+#include "api/handle.h"
 #include "config/config.h"
 #include "copy/team.h"
-#include "flexkv/flexkv.h"
 #include "node/core.h"
 #include "tier/pool.h"
 #include "tier/ssd.h"
 
 #define FK_NODE_SSD_BATCH 128
 
-struct fk_rank {
-    flexkv_region *regions;         /* NULL: not registered */
-    bool leaving;                   /* unregistering: waits for the last copy */
-    uint32_t n_regions;
-    uint64_t pages;
-};
+struct fk_node;
+struct fk_link;
+struct fk_server;
 
-struct flexkv_space {
-    flexkv_node *node;
-    flexkv_space *next;
-    char name[64];
+struct fk_space {                   /* one KV geometry and its share of the tiers */
+    struct fk_node *node;
+    struct fk_space *next;
+    char name[FK_NAME_MAX];
     uint8_t fingerprint[16];
     uint32_t tokens_per_block, ranks;
     uint64_t slice_bytes, slot_bytes, block_bytes;
@@ -45,32 +42,61 @@ struct flexkv_space {
     enum fk_key_scheme scheme;
     struct fk_pool *pool;
     uint64_t pool_bytes;
+    uint32_t cpu_slots, ssd_slots;
     uint64_t pool_registered;       /* bytes that the engine knows; under io_lock */
     struct fk_ssd *ssd;             /* NULL: none */
     uint32_t dirs_out;              /* as last told to the core */
-    struct fk_rank *rank;
-    uint32_t n_ranks_registered;
-    uint64_t min_pages;             /* of the registered ranks */
-    flexkv_namespace *namespaces;
+    struct fk_rates {               /* what moving and computing take; see rates.c */
+        double copy_us, ssd_us, compute_us;     /* per block; 0: not known */
+        uint64_t ssd_busy_since, ssd_bytes;
+    } rates;
 };
 
-struct flexkv_namespace {
-    flexkv_space *space;
-    flexkv_namespace *next;
+struct fk_worker {                  /* one of an instance's */
+    flexkv_region *regions;         /* in this process; or */
+    struct fk_link *link;           /* in another one */
+    uint32_t n_regions;
+    uint32_t slice, replica, replicas;
+    uint64_t pages;                 /* 0: not registered */
+    bool leaving;                   /* unregistering: waits for the last copy */
+};
+
+/* One engine's view of a space: what flexkv_space is on a local node. */
+struct fk_instance {
+    flexkv_space pub;
+    struct fk_space *space;
+    struct fk_instance *next;
+    char name[FK_INSTANCE_NAME_MAX];
+    uint32_t id;                    /* the core's */
+    bool remote;                    /* its workers are agents of other processes */
+    bool ended;                     /* its client is gone; waits for the last copy */
+    uint32_t n_workers, n_registered;
+    uint64_t min_pages;             /* of the registered workers */
+    struct fk_worker *worker;
+    struct fk_namespace *namespaces;
+    uint64_t owner;                 /* the client's session; 0: the node's own process */
+};
+
+struct fk_namespace {
+    flexkv_namespace pub;
+    struct fk_instance *instance;
+    struct fk_namespace *next;
     char *name;                     /* all parts, length-prefixed */
     uint32_t group;
-    struct fk_key seed;
 };
 
 /* A quota group of a space, and the namespace it was configured for. */
 struct fk_group_name { uint32_t space, group; const char *name; };
 
-struct flexkv_node {
+struct fk_node {
+    flexkv_node pub;
     flexkv_config *config;          /* a reference */
     const struct fk_settings *set;
+    uint64_t started_us;
     pthread_mutex_t lock;
     struct fk_core *core;
-    flexkv_space *spaces;
+    struct fk_space *spaces;
+    struct fk_instance *instances;
     FK_VEC(struct fk_group_name) groups;
     bool closing;
 
@@ -93,35 +119,101 @@ struct flexkv_node {
     pthread_t agent_thread;
     bool has_agent;
     pthread_cond_t agent_wake;
-    pthread_cond_t idle;            /* a job ended, or stores were reset */
+    pthread_cond_t idle;            /* a job ended, an agent came, or stores were reset */
     uint64_t resets_asked, resets_done;     /* of stores; under lock */
     int reset_status;               /* of the last that failed */
     _Atomic uint64_t bytes_to_engine, bytes_from_engine;
+
+    struct fk_server *server;       /* NULL: does not listen */
+    struct fk_link *links;          /* agents of other processes */
+    uint32_t cancels_told;          /* see fk_core_work */
 };
 
-/* error.c: the calling thread's message; returns rc. */
-int fk_api_fail(int rc, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+#define fk_local_node(pub_) ((struct fk_node *)(pub_))
+#define fk_local_instance(pub_) ((struct fk_instance *)(pub_))
+#define fk_local_namespace(pub_) ((struct fk_namespace *)(pub_))
 
 /* node.c: with the lock held; tells whoever the queues concern. Then gives up the lock. */
-void fk_node_unlock(flexkv_node *node);
+void fk_node_unlock(struct fk_node *node);
+/* Waits on `idle`, with the lock, until woken or the time; -ETIMEDOUT. */
+int fk_node_wait(struct fk_node *node, uint64_t deadline_us);
+void fk_local_close(flexkv_node *node);
 
 /* io_thread.c */
-int fk_node_io_start(flexkv_node *node);
-void fk_node_io_stop(flexkv_node *node);
-void fk_node_io_wake(flexkv_node *node);
+int fk_node_io_start(struct fk_node *node);
+void fk_node_io_stop(struct fk_node *node);
+void fk_node_io_wake(struct fk_node *node);
 /* The engine and the stores for a while; the I/O thread steps aside. */
-void fk_node_io_acquire(flexkv_node *node);
-void fk_node_io_release(flexkv_node *node);
+void fk_node_io_acquire(struct fk_node *node);
+void fk_node_io_release(struct fk_node *node);
 
 /* agent_thread.c */
-int fk_node_agent_start(flexkv_node *node);
-void fk_node_agent_stop(flexkv_node *node);
+int fk_node_agent_start(struct fk_node *node);
+void fk_node_agent_stop(struct fk_node *node);
+unsigned fk_default_copy_threads(void);
 
 /* space.c */
 /* The space with the core's number; NULL: not (yet) in the list. With either lock. */
-flexkv_space *fk_node_space(const flexkv_node *node, uint32_t id);
-void fk_space_close_store(flexkv_space *space);
+struct fk_space *fk_node_space(const struct fk_node *node, uint32_t id);
+/* With the io_lock: the space of that name, or a new one of that description (-errno, with message). */
+int fk_space_get(struct fk_node *node, const flexkv_space_desc *desc, struct fk_space **out);
+void fk_space_close_store(struct fk_space *space);
 /* keep_memory: I/O that never ended may still write to the pool, so it is never unmapped. */
-void fk_space_free(flexkv_space *space, bool keep_memory);
+void fk_space_free(struct fk_space *space, bool keep_memory);
+uint32_t fk_space_group_of(const struct fk_space *space, const char *namespace_name);
+
+/* instance.c; with the lock: */
+struct fk_instance *fk_instance_find(const struct fk_node *node, const char *space,
+                                     const char *name);
+struct fk_instance *fk_instance_by_id(const struct fk_node *node, uint32_t id);
+void fk_worker_added(struct fk_instance *in, uint32_t worker, uint64_t pages);
+/* Operations fail; call when its jobs are over, or on their way out. */
+void fk_worker_removed(struct fk_instance *in, uint32_t worker);
+/* The instance's user is gone. Freed when no worker holds a job of it. */
+void fk_instance_end(struct fk_instance *in);
+void fk_instance_free(struct fk_instance *in);
+int fk_instance_open(struct fk_node *node, const flexkv_space_desc *desc, uint64_t owner,
+                     struct fk_instance **out);
+int fk_local_regions_register(flexkv_space *space, uint32_t rank, const flexkv_region *regions,
+                              size_t n);
+int fk_local_regions_unregister(flexkv_space *space, uint32_t rank);
+int fk_local_namespace_open(flexkv_space *space, const char *const *parts, size_t n_parts,
+                            flexkv_namespace **out);
+int fk_local_space_open(flexkv_node *node, const flexkv_space_desc *desc, flexkv_space **out);
+int fk_check_regions(const flexkv_region *regions, size_t n, uint32_t rank, uint64_t *slice_bytes);
+
+/* ops.c; tag: what agents know the operation by, 0: its number. */
+int fk_local_match(flexkv_namespace *ns, const struct fk_key *keys, uint32_t n,
+                   flexkv_match_result *out);
+int fk_local_release(flexkv_node *node, uint64_t lease);
+int fk_node_get(struct fk_node *node, const struct fk_instance *in, uint64_t lease, uint32_t first,
+                uint32_t n, const flexkv_op_args *args, uint64_t tag, uint64_t *op);
+int fk_node_put(struct fk_namespace *ns, const struct fk_key *keys, uint32_t n, uint32_t first,
+                const flexkv_op_args *args, uint64_t tag, uint64_t *op);
+int fk_node_prefetch(struct fk_namespace *ns, const struct fk_key *keys, uint32_t n,
+                     const flexkv_op_args *args, uint64_t *op);
+int fk_local_cancel(flexkv_node *node, uint64_t op);
+int fk_local_reset(flexkv_node *node);
+int fk_local_stats(flexkv_node *node, flexkv_stats *out);
+int fk_node_take_completions(struct fk_node *node, flexkv_completion *out, int max);
+extern const struct fk_node_vt fk_local_vt;
+
+/* rates.c, with the lock: what the tiers have shown lately goes to the core. */
+void fk_rates_copied(struct fk_space *space, uint32_t blocks, uint64_t us);
+void fk_rates_read(struct fk_space *space, uint64_t bytes, uint64_t now_us, bool busy);
+int fk_local_set_compute_rate(flexkv_space *space, double tokens_per_second);
+
+/* link.c: agents of other processes. With the lock: */
+/* Jobs go to their rings; returns whether workers of this process may have some too. */
+bool fk_links_push(struct fk_node *node);
+void fk_links_cancel(struct fk_node *node);
+
+/* server.c */
+void fk_server_stop(struct fk_node *node);
+/* Something for the server's thread to do: an instance waits for its agents, or has ended. */
+void fk_server_wake(struct fk_node *node);
+
+/* status.c */
+int fk_node_status_json(struct fk_node *node, char **json);
 
 #endif

@@ -1,51 +1,31 @@
-/* ops.c - keys, match, get, put, prefetch, completions, statistics: the core's calls, under the
- * node's lock. */
+/* ops.c - match, get, put, prefetch, completions, statistics of a local node: the core's calls,
+ * under the node's lock. See handle.h, node_impl.h. */
 #include <poll.h>
 
 #include "api/node_impl.h"
 #include "base/clock.h"
 
-_Static_assert(sizeof(flexkv_key) == sizeof(struct fk_key), "one key type");
-#define internal_keys(k) ((const struct fk_key *)(const void *)(k))
-
-FLEXKV_API size_t flexkv_keys_from_tokens(const flexkv_namespace *ns, const flexkv_key *prev,
-                                          const uint32_t *tokens, size_t n_tokens, flexkv_key *keys)
-{
-    const flexkv_space *s = ns->space;
-    size_t n = n_tokens / s->tokens_per_block;
-
-    fk_key_chain(s->scheme, prev ? *internal_keys(prev) : ns->seed, tokens, s->tokens_per_block, n,
-                 (struct fk_key *)keys);
-    return n;
-}
-
-FLEXKV_API size_t flexkv_keys_from_hashes(const flexkv_namespace *ns, const void *hashes,
-                                          size_t hash_bytes, size_t stride, size_t n,
-                                          flexkv_key *keys)
-{
-    if (hash_bytes < 8)             /* too few bits to tell blocks apart */
-        return 0;
-    fk_key_from_hashes(ns->seed, hashes, hash_bytes, stride, n, (struct fk_key *)keys);
-    return n;
-}
-
 /* ---- match ---- */
 
-FLEXKV_API int flexkv_match(flexkv_namespace *ns, const flexkv_key *keys, size_t n,
-                            flexkv_match_result *out)
+int fk_local_match(flexkv_namespace *pub, const struct fk_key *keys, uint32_t n,
+                   flexkv_match_result *out)
 {
-    flexkv_node *node = ns->space->node;
+    const struct fk_instance *in = fk_local_namespace(pub)->instance;
+    struct fk_node *node = in->space->node;
 
-    if (n > UINT32_MAX)
-        return fk_api_fail(-EINVAL, "more than 2^32 keys");
+    *out = (flexkv_match_result){ 0 };
     pthread_mutex_lock(&node->lock);
-    fk_core_match(node->core, ns->space->id, internal_keys(keys), (uint32_t)n, fk_clock_us(), out);
+    /* What could not be delivered is no hit. */
+    if (!in->remote || in->n_registered == in->n_workers)
+        fk_core_match(node->core, in->id, keys, n, fk_clock_us(), out);
     fk_node_unlock(node);
     return 0;
 }
 
-FLEXKV_API int flexkv_release(flexkv_node *node, uint64_t lease)
+int fk_local_release(flexkv_node *pub, uint64_t lease)
 {
+    struct fk_node *node = fk_local_node(pub);
+
     pthread_mutex_lock(&node->lock);
     int rc = fk_core_release(node->core, lease);
     fk_node_unlock(node);
@@ -54,32 +34,27 @@ FLEXKV_API int flexkv_release(flexkv_node *node, uint64_t lease)
 
 /* ---- operations ---- */
 
-static struct fk_core_op_args core_args(const flexkv_op_args *a, uint64_t now)
+static struct fk_core_op_args core_args(const flexkv_op_args *a, uint64_t tag, uint64_t now)
 {
     return (struct fk_core_op_args){
-        .pages = a->pages, .user_data = a->user_data, .results = a->results,
+        .pages = a->pages, .user_data = a->user_data, .results = a->results, .tag = tag,
         .deadline_us = a->timeout_ms ? now + a->timeout_ms * 1000ull : 0,
     };
 }
 
-static int check_args(const flexkv_op_args *a)
+/* With the lock: can every worker reach these pages? */
+static int check_pages(const struct fk_instance *in, const uint32_t *pages, uint32_t n)
 {
-    return a && a->struct_bytes >= sizeof(*a) ? 0
-           : fk_api_fail(-EINVAL, "flexkv_op_args: struct_bytes is not set");
-}
-
-/* With the lock: can every rank reach these pages? */
-static int check_pages(const flexkv_space *s, const uint32_t *pages, uint32_t n)
-{
-    if (s->n_ranks_registered < s->ranks)
+    if (in->n_registered < in->n_workers)
         return fk_api_fail(-ENOTCONN, "space %s: %u of %u ranks have registered their memory",
-                           s->name, s->n_ranks_registered, s->ranks);
-    if (n && !pages)
-        return fk_api_fail(-EINVAL, "pages is NULL");
+                           in->space->name, in->n_registered, in->n_workers);
+    if (in->remote && n > in->min_pages)
+        return fk_api_fail(-EINVAL, "%u blocks, but the regions have %llu pages", n,
+                           (unsigned long long)in->min_pages);
     for (uint32_t i = 0; i < n; i++)
-        if (pages[i] >= s->min_pages)
+        if (pages[i] >= in->min_pages)
             return fk_api_fail(-EINVAL, "block %u: page %u, but the regions have %llu pages", i,
-                               pages[i], (unsigned long long)s->min_pages);
+                               pages[i], (unsigned long long)in->min_pages);
     return 0;
 }
 
@@ -89,69 +64,63 @@ static int lease_gone(int rc)
                          : rc == -EINVAL ? "the range is not within the lease" : "out of memory");
 }
 
-FLEXKV_API int flexkv_get(flexkv_node *node, uint64_t lease, uint32_t first, uint32_t n,
-                          const flexkv_op_args *args, uint64_t *op)
+/* in NULL: the lease may be of any instance. */
+int fk_node_get(struct fk_node *node, const struct fk_instance *in, uint64_t lease, uint32_t first,
+                uint32_t n, const flexkv_op_args *args, uint64_t tag, uint64_t *op)
 {
-    int rc = check_args(args);
-    uint64_t now = fk_clock_us(), id;
-    uint32_t space;
+    uint64_t now = fk_clock_us();
+    struct fk_core_op_args a = core_args(args, tag, now);
+    uint32_t instance;
 
-    if (rc)
-        return rc;
-    struct fk_core_op_args a = core_args(args, now);
     pthread_mutex_lock(&node->lock);
-    rc = fk_core_lease_space(node->core, lease, &space);
+    int rc = fk_core_lease_instance(node->core, lease, &instance);
+    if (!rc && in && in->id != instance)
+        rc = -ENOENT;
     if (rc) {
         lease_gone(rc);
     } else {
-        rc = check_pages(fk_node_space(node, space), args->pages, n);
-        if (!rc && (rc = fk_core_get(node->core, lease, first, n, &a, now, op ? op : &id)))
+        rc = check_pages(fk_instance_by_id(node, instance), args->pages, n);
+        if (!rc && (rc = fk_core_get(node->core, lease, first, n, &a, now, op)))
             lease_gone(rc);
     }
     fk_node_unlock(node);
     return rc;
 }
 
-FLEXKV_API int flexkv_put(flexkv_namespace *ns, const flexkv_key *keys, uint32_t n, uint32_t first,
-                          const flexkv_op_args *args, uint64_t *op)
+int fk_node_put(struct fk_namespace *ns, const struct fk_key *keys, uint32_t n, uint32_t first,
+                const flexkv_op_args *args, uint64_t tag, uint64_t *op)
 {
-    flexkv_node *node = ns->space->node;
-    int rc = check_args(args);
-    uint64_t now = fk_clock_us(), id;
+    const struct fk_instance *in = ns->instance;
+    struct fk_node *node = in->space->node;
+    uint64_t now = fk_clock_us();
+    struct fk_core_op_args a = core_args(args, tag, now);
 
-    if (rc)
-        return rc;
-    if (first > n)
-        return fk_api_fail(-EINVAL, "first %u is beyond the %u keys", first, n);
-    struct fk_core_op_args a = core_args(args, now);
     pthread_mutex_lock(&node->lock);
-    rc = check_pages(ns->space, args->pages, n - first);
-    if (!rc && (rc = fk_core_put(node->core, ns->space->id, ns->group, internal_keys(keys), n, first,
-                                 &a, now, op ? op : &id)))
+    int rc = check_pages(in, args->pages, n - first);
+    if (!rc && (rc = fk_core_put(node->core, in->id, ns->group, keys, n, first, &a, now, op)))
         fk_api_fail(rc, "out of memory");
     fk_node_unlock(node);
     return rc;
 }
 
-FLEXKV_API int flexkv_prefetch(flexkv_namespace *ns, const flexkv_key *keys, uint32_t n,
-                               const flexkv_op_args *args, uint64_t *op)
+int fk_node_prefetch(struct fk_namespace *ns, const struct fk_key *keys, uint32_t n,
+                     const flexkv_op_args *args, uint64_t *op)
 {
-    flexkv_node *node = ns->space->node;
-    int rc = check_args(args);
-    uint64_t now = fk_clock_us(), id;
+    struct fk_node *node = ns->instance->space->node;
+    uint64_t now = fk_clock_us();
+    struct fk_core_op_args a = core_args(args, 0, now);
 
-    if (rc)
-        return rc;
-    struct fk_core_op_args a = core_args(args, now);
     a.results = NULL;       /* how many blocks there are is known only at the end */
     pthread_mutex_lock(&node->lock);
-    rc = fk_core_prefetch(node->core, ns->space->id, internal_keys(keys), n, &a, now, op ? op : &id);
+    int rc = fk_core_prefetch(node->core, ns->instance->id, keys, n, &a, now, op);
     fk_node_unlock(node);
     return rc ? fk_api_fail(rc, "out of memory") : 0;
 }
 
-FLEXKV_API int flexkv_cancel(flexkv_node *node, uint64_t op)
+int fk_local_cancel(flexkv_node *pub, uint64_t op)
 {
+    struct fk_node *node = fk_local_node(pub);
+
     pthread_mutex_lock(&node->lock);
     int rc = fk_core_cancel(node->core, op, fk_clock_us());
     fk_node_unlock(node);
@@ -160,25 +129,25 @@ FLEXKV_API int flexkv_cancel(flexkv_node *node, uint64_t op)
 
 /* With the lock: until the stores' headers are written, so that not even kill -9 brings old
  * blocks back. */
-static int wait_for_stores(flexkv_node *node, uint64_t target)
+static int wait_for_stores(struct fk_node *node, uint64_t target)
 {
     uint64_t end = fk_clock_us() + (uint64_t)node->set->op_timeout_ms * 1000;
-    struct timespec ts = { .tv_sec = (time_t)(end / 1000000),
-                           .tv_nsec = (long)(end % 1000000) * 1000 };
 
     while (node->resets_done < target)
-        if (pthread_cond_timedwait(&node->idle, &node->lock, &ts) == ETIMEDOUT)
+        if (fk_node_wait(node, end))
             return -ETIMEDOUT;
     int rc = node->reset_status;
     node->reset_status = 0;
     return rc;
 }
 
-FLEXKV_API int flexkv_reset(flexkv_node *node)
+int fk_local_reset(flexkv_node *pub)
 {
+    struct fk_node *node = fk_local_node(pub);
+
     pthread_mutex_lock(&node->lock);
     fk_core_reset(node->core, fk_clock_us());
-    for (flexkv_space *s = node->spaces; s; s = s->next)
+    for (struct fk_space *s = node->spaces; s; s = s->next)
         node->resets_asked += s->ssd != NULL;
     uint64_t target = node->resets_asked;
     fk_node_unlock(node);
@@ -191,7 +160,7 @@ FLEXKV_API int flexkv_reset(flexkv_node *node)
 
 /* ---- completions ---- */
 
-static int take(flexkv_node *node, flexkv_completion *out, int max)
+int fk_node_take_completions(struct fk_node *node, flexkv_completion *out, int max)
 {
     pthread_mutex_lock(&node->lock);
     int n = (int)fk_core_take_completions(node->core, out, (uint32_t)max);
@@ -203,14 +172,13 @@ static int take(flexkv_node *node, flexkv_completion *out, int max)
     return n;
 }
 
-FLEXKV_API int flexkv_poll(flexkv_node *node, flexkv_completion *out, int max, int timeout_ms)
+static int local_poll(flexkv_node *pub, flexkv_completion *out, int max, int timeout_ms)
 {
+    struct fk_node *node = fk_local_node(pub);
     uint64_t end = fk_clock_us() + (timeout_ms > 0 ? (uint64_t)timeout_ms * 1000 : 0);
 
-    if (max <= 0)
-        return fk_api_fail(-EINVAL, "max must be greater than 0");
     for (;;) {
-        int n = take(node, out, max);
+        int n = fk_node_take_completions(node, out, max);
         uint64_t now = fk_clock_us();
         if (n || timeout_ms == 0 || (timeout_ms > 0 && now >= end))
             return n;
@@ -221,21 +189,57 @@ FLEXKV_API int flexkv_poll(flexkv_node *node, flexkv_completion *out, int max, i
     }
 }
 
-FLEXKV_API int flexkv_node_stats(flexkv_node *node, flexkv_stats *out)
+int fk_local_stats(flexkv_node *pub, flexkv_stats *out)
 {
-    size_t bytes = out->struct_bytes;
-    flexkv_stats st;
+    struct fk_node *node = fk_local_node(pub);
 
-    if (bytes < sizeof(size_t) || bytes > sizeof(st))
-        return fk_api_fail(-EINVAL, "flexkv_stats: struct_bytes is not set");
     pthread_mutex_lock(&node->lock);
-    fk_core_get_stats(node->core, &st);
+    fk_core_get_stats(node->core, out);
     fk_node_unlock(node);
-    st.cpu.bytes_read = atomic_load(&node->bytes_to_engine);
-    st.cpu.bytes_written = atomic_load(&node->bytes_from_engine);
-    st.ssd.bytes_read = atomic_load(&node->bytes_read);
-    st.ssd.bytes_written = atomic_load(&node->bytes_written);
-    memcpy(out, &st, bytes);
-    out->struct_bytes = bytes;
+    out->cpu.bytes_read = atomic_load(&node->bytes_to_engine);
+    out->cpu.bytes_written = atomic_load(&node->bytes_from_engine);
+    out->ssd.bytes_read = atomic_load(&node->bytes_read);
+    out->ssd.bytes_written = atomic_load(&node->bytes_written);
     return 0;
 }
+
+/* ---- as a kind of node ---- */
+
+static int node_fd(flexkv_node *node)
+{
+    return fk_local_node(node)->event_fd;
+}
+
+static int local_status(flexkv_node *node, char **json)
+{
+    return fk_node_status_json(fk_local_node(node), json);
+}
+
+static int local_get(flexkv_node *node, uint64_t lease, uint32_t first, uint32_t n,
+                     const flexkv_op_args *args, uint64_t *op)
+{
+    return fk_node_get(fk_local_node(node), NULL, lease, first, n, args, 0, op);
+}
+
+static int local_put(flexkv_namespace *ns, const struct fk_key *keys, uint32_t n, uint32_t first,
+                     const flexkv_op_args *args, uint64_t *op)
+{
+    return fk_node_put(fk_local_namespace(ns), keys, n, first, args, 0, op);
+}
+
+static int local_prefetch(flexkv_namespace *ns, const struct fk_key *keys, uint32_t n,
+                          const flexkv_op_args *args, uint64_t *op)
+{
+    return fk_node_prefetch(fk_local_namespace(ns), keys, n, args, op);
+}
+
+const struct fk_node_vt fk_local_vt = {
+    .close = fk_local_close, .fd = node_fd, .status = local_status,
+    .space_open = fk_local_space_open, .namespace_open = fk_local_namespace_open,
+    .regions_register = fk_local_regions_register,
+    .regions_unregister = fk_local_regions_unregister,
+    .set_compute_rate = fk_local_set_compute_rate, .match = fk_local_match,
+    .release = fk_local_release, .get = local_get, .put = local_put, .prefetch = local_prefetch,
+    .cancel = fk_local_cancel, .poll = local_poll, .reset = fk_local_reset,
+    .stats = fk_local_stats,
+};

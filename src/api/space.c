@@ -1,4 +1,4 @@
-/* space.c - spaces, namespaces, quotas, and engine memory. */
+/* space.c - spaces: geometry, quotas, memory and store; what is found on SSD. */
 #include <ctype.h>
 #include <stdio.h>
 #include <sys/stat.h>
@@ -12,37 +12,9 @@
 
 /* ---- geometry ---- */
 
-static bool name_ok(const char *name)
-{
-    size_t n = strlen(name);
-
-    if (!n || n > 63 || name[0] == '.')
-        return false;
-    for (; *name; name++)
-        if (!isalnum((unsigned char)*name) && !strchr("_.-", *name))
-            return false;
-    return true;
-}
-
-static int check_desc(const flexkv_space_desc *d, const char *name)
-{
-    if (d->struct_bytes < sizeof(*d))
-        return fk_api_fail(-EINVAL, "flexkv_space_desc: struct_bytes is not set");
-    if (!name_ok(name))
-        return fk_api_fail(-EINVAL, "space name \"%.80s\": 1 to 63 of A-Z a-z 0-9 _ . - are allowed",
-                           name);
-    if (!d->tokens_per_block || !d->ranks || d->ranks > 4096 || !d->slice_bytes)
-        return fk_api_fail(-EINVAL, "space %s: tokens_per_block, ranks (1 to 4096) and slice_bytes "
-                           "must be greater than 0", name);
-    if (d->slice_bytes > UINT32_MAX / d->ranks)
-        return fk_api_fail(-EINVAL, "space %s: a block of %u x %llu bytes is larger than 4 GiB",
-                           name, d->ranks, (unsigned long long)d->slice_bytes);
-    return 0;
-}
-
 /* What makes blocks of two spaces different, in 16 bytes: the model's identity as the engine
  * gives it, the geometry, and how keys are made. */
-static void make_fingerprint(flexkv_space *s, const flexkv_space_desc *d)
+static void make_fingerprint(struct fk_space *s, const flexkv_space_desc *d)
 {
     static const char tag[] = "flexkv-space-1";
     unsigned char digest[SHA256_DIGEST_LENGTH];
@@ -61,15 +33,15 @@ static void make_fingerprint(flexkv_space *s, const flexkv_space_desc *d)
     free(all);
 }
 
-static uint64_t slots_for(const flexkv_node *node, uint64_t bytes, int64_t blocks,
-                          const flexkv_space *s)
+static uint64_t slots_for(const struct fk_node *node, uint64_t bytes, int64_t blocks,
+                          const struct fk_space *s)
 {
     uint64_t n = blocks ? (uint64_t)blocks : bytes / s->slot_bytes;
 
     return n / (uint64_t)node->set->max_spaces;
 }
 
-/* ---- namespaces and quotas ---- */
+/* ---- quotas ---- */
 
 static uint32_t quota_blocks(const struct fk_quota *q, uint32_t slots, uint64_t slot_bytes,
                              uint32_t otherwise)
@@ -91,7 +63,7 @@ static uint32_t tag_of_name(const char *name)
     return tag | 1;                 /* 0: no namespace of its own */
 }
 
-static struct fk_core_quota quota_of(const flexkv_space *s, const struct fk_namespace_quota *ns,
+static struct fk_core_quota quota_of(const struct fk_space *s, const struct fk_namespace_quota *ns,
                                      const uint32_t slots[FK_TIERS])
 {
     struct fk_core_quota quota = { .tag = tag_of_name(ns->name) };
@@ -104,7 +76,7 @@ static struct fk_core_quota quota_of(const flexkv_space *s, const struct fk_name
 }
 
 /* Before anything is built: do the quotas fit the tiers? */
-static int check_quotas(const flexkv_space *s, const uint32_t slots[FK_TIERS])
+static int check_quotas(const struct fk_space *s, const uint32_t slots[FK_TIERS])
 {
     const struct fk_namespace_list *list = &s->node->set->namespaces;
     uint64_t promised[FK_TIERS] = { 0 };
@@ -122,9 +94,9 @@ static int check_quotas(const flexkv_space *s, const uint32_t slots[FK_TIERS])
     return 0;
 }
 
-static int add_groups(flexkv_space *s, const uint32_t slots[FK_TIERS])
+static int add_groups(struct fk_space *s, const uint32_t slots[FK_TIERS])
 {
-    flexkv_node *node = s->node;
+    struct fk_node *node = s->node;
 
     for (size_t i = 0; i < node->set->namespaces.count; i++) {
         const struct fk_namespace_quota *ns = &node->set->namespaces.item[i];
@@ -138,7 +110,7 @@ static int add_groups(flexkv_space *s, const uint32_t slots[FK_TIERS])
     return 0;
 }
 
-static uint32_t group_of(flexkv_space *s, const char *namespace_name)
+uint32_t fk_space_group_of(const struct fk_space *s, const char *namespace_name)
 {
     for (size_t i = 0; i < s->node->groups.len; i++) {
         const struct fk_group_name *g = &s->node->groups.data[i];
@@ -148,86 +120,32 @@ static uint32_t group_of(flexkv_space *s, const char *namespace_name)
     return fk_core_space_default_group(s->node->core, s->id);
 }
 
-/* All parts in one string that no other list of parts gives. */
-static char *join_parts(const char *const *parts, size_t n)
-{
-    size_t bytes = 1;
-    char *text, *at;
-
-    for (size_t i = 0; i < n; i++)
-        bytes += strlen(parts[i]) + 24;
-    at = text = malloc(bytes);
-    if (!text)
-        return NULL;
-    *at = '\0';
-    for (size_t i = 0; i < n; i++)
-        at += sprintf(at, "%zu:%s,", strlen(parts[i]), parts[i]);
-    return text;
-}
-
-FLEXKV_API int flexkv_namespace_open(flexkv_space *s, const char *const *parts, size_t n_parts,
-                                     flexkv_namespace **out)
-{
-    fk_autofree char *name = join_parts(parts, n_parts);
-    flexkv_namespace *ns = calloc(1, sizeof(*ns)), *seen;
-
-    if (!name || !ns) {
-        free(ns);
-        return fk_api_fail(-ENOMEM, "out of memory");
-    }
-    ns->space = s;
-    ns->seed = fk_key_seed(s->fingerprint, sizeof(s->fingerprint), parts, n_parts);
-    pthread_mutex_lock(&s->node->lock);
-    for (seen = s->namespaces; seen && strcmp(seen->name, name); seen = seen->next)
-        ;
-    if (!seen) {
-        ns->group = group_of(s, n_parts ? parts[0] : "");
-        ns->name = fk_steal(name);
-        ns->next = s->namespaces;
-        s->namespaces = seen = ns;
-        ns = NULL;
-    }
-    pthread_mutex_unlock(&s->node->lock);
-    free(ns);
-    *out = seen;
-    return 0;
-}
-
 /* ---- opening ---- */
 
-void fk_space_close_store(flexkv_space *s)
+void fk_space_close_store(struct fk_space *s)
 {
     if (s->ssd)
         fk_ssd_close(s->ssd);
     s->ssd = NULL;
 }
 
-void fk_space_free(flexkv_space *s, bool keep_memory)
+void fk_space_free(struct fk_space *s, bool keep_memory)
 {
     fk_space_close_store(s);
     if (!keep_memory)
         fk_pool_destroy(s->pool);
-    for (uint32_t r = 0; s->rank && r < s->ranks; r++)
-        free(s->rank[r].regions);
-    while (s->namespaces) {
-        flexkv_namespace *next = s->namespaces->next;
-        free(s->namespaces->name);
-        free(s->namespaces);
-        s->namespaces = next;
-    }
-    free(s->rank);
     free(s);
 }
 
 static void pool_populated(void *arg)
 {
-    flexkv_space *s = arg;
+    struct fk_space *s = arg;
 
     if (s->node->has_io_thread)
         fk_node_io_wake(s->node);
 }
 
-static int open_pool(flexkv_space *s, uint32_t cpu_slots)
+static int open_pool(struct fk_space *s, uint32_t cpu_slots)
 {
     const struct fk_settings *set = s->node->set;
     struct fk_pool_params params = {
@@ -235,6 +153,7 @@ static int open_pool(flexkv_space *s, uint32_t cpu_slots)
         .pages = (enum fk_pool_pages)set->cpu_memory,
         .hugepage_bytes = set->hugepage_size_bytes,
         .numa_nodes = set->numa_nodes,
+        .shared = s->node->server != NULL,
         .populated = pool_populated, .arg = s,
     };
     char error[400];
@@ -245,7 +164,7 @@ static int open_pool(flexkv_space *s, uint32_t cpu_slots)
 }
 _Static_assert((int)FK_CPU_MEMORY_PLAIN == (int)FK_POOL_PLAIN, "kinds of memory in one order");
 
-static int open_store(flexkv_space *s, uint32_t ssd_slots)
+static int open_store(struct fk_space *s, uint32_t ssd_slots)
 {
     const struct fk_settings *set = s->node->set;
     struct fk_ssd_params params = {
@@ -278,7 +197,7 @@ static void remember_found(void *arg, const struct fk_ssd_found *f)
         list->rc = -ENOMEM;
 }
 
-static int read_table(flexkv_space *s, struct found_list *list)
+static int read_table(struct fk_space *s, struct found_list *list)
 {
     int rc = s->ssd ? fk_ssd_recover(s->ssd, remember_found, list) : 0;
 
@@ -286,7 +205,7 @@ static int read_table(flexkv_space *s, struct found_list *list)
     return rc ? fk_api_fail(rc, "space %s: reading the slot table: %s", s->name, strerror(-rc)) : 0;
 }
 
-static int recover(flexkv_space *s, const struct found_list *list)
+static int recover(struct fk_space *s, const struct found_list *list)
 {
     int64_t placed = fk_core_recover(s->node->core, s->id, list->v.data, (uint32_t)list->v.len);
 
@@ -299,11 +218,11 @@ static int recover(flexkv_space *s, const struct found_list *list)
 }
 
 /* With the lock: the core's space, its groups, what was on SSD. */
-static int add_to_core(flexkv_space *s, const uint32_t slots[FK_TIERS],
+static int add_to_core(struct fk_space *s, const uint32_t slots[FK_TIERS],
                        const struct found_list *list)
 {
     struct fk_core_space_params params = {
-        .cpu_slots = slots[FK_TIER_CPU], .ssd_slots = slots[FK_TIER_SSD], .ranks = s->ranks,
+        .cpu_slots = slots[FK_TIER_CPU], .ssd_slots = slots[FK_TIER_SSD],
         .ssd_dirs = s->ssd ? (uint32_t)s->node->set->ssd_cache_dir.count : 0,
         .ssd_stripe_slots = s->ssd ? fk_ssd_stripe_slots(s->ssd) : 0,
     };
@@ -318,15 +237,15 @@ static int add_to_core(flexkv_space *s, const uint32_t slots[FK_TIERS],
 
 /* With the io_lock: everything that may wait for files and memory is done before the core's
  * lock is taken. */
-static int build(flexkv_space *s)
+static int build(struct fk_space *s)
 {
-    flexkv_node *node = s->node;
+    struct fk_node *node = s->node;
     const struct fk_settings *set = node->set;
     uint64_t cpu = slots_for(node, set->cpu_cache_bytes, set->cpu_cache_blocks, s);
     uint64_t ssd = node->engine ? slots_for(node, set->ssd_cache_bytes, set->ssd_cache_blocks, s) : 0;
     uint32_t n_spaces = 0;
 
-    for (flexkv_space *o = node->spaces; o; o = o->next)
+    for (struct fk_space *o = node->spaces; o; o = o->next)
         n_spaces++;
     if (n_spaces >= (uint32_t)set->max_spaces)
         return fk_api_fail(-ENOSPC, "space %s: the node has its %u spaces already; raise max_spaces",
@@ -338,6 +257,8 @@ static int build(flexkv_space *s)
         return fk_api_fail(-EINVAL, "space %s: more than 2^30 blocks in a tier; lower %s", s->name,
                            cpu > 1u << 30 ? "cpu_cache_gb" : "ssd_cache_gb");
     uint32_t slots[FK_TIERS] = { (uint32_t)cpu, (uint32_t)ssd };
+    s->cpu_slots = slots[FK_TIER_CPU];
+    s->ssd_slots = slots[FK_TIER_SSD];
     struct found_list list = { 0 };
     int rc = check_quotas(s, slots);
     if (!rc)
@@ -359,61 +280,32 @@ static int build(flexkv_space *s)
     return rc;
 }
 
-flexkv_space *fk_node_space(const flexkv_node *node, uint32_t id)
+struct fk_space *fk_node_space(const struct fk_node *node, uint32_t id)
 {
-    flexkv_space *s = node->spaces;
+    struct fk_space *s = node->spaces;
 
     while (s && s->id != id)
         s = s->next;
     return s;
 }
 
-static flexkv_space *find_space(flexkv_node *node, const char *name)
+static struct fk_space *find_space(struct fk_node *node, const char *name)
 {
-    flexkv_space *s = node->spaces;
+    struct fk_space *s = node->spaces;
 
     while (s && strcmp(s->name, name))
         s = s->next;
     return s;
 }
 
-/* Gives the space that is there already, or builds s. s belongs to the node then, or is freed. */
-static int open_or_find(flexkv_node *node, flexkv_space *s, flexkv_space **out)
+static struct fk_space *new_space(struct fk_node *node, const flexkv_space_desc *desc)
 {
-    fk_node_io_acquire(node);       /* the list of spaces does not change under it */
-    flexkv_space *seen = find_space(node, s->name);
-    int rc = 0;
+    struct fk_space *s = calloc(1, sizeof(*s));
 
-    if (!seen)
-        rc = build(s);
-    else if (memcmp(seen->fingerprint, s->fingerprint, sizeof(s->fingerprint)) != 0)
-        rc = fk_api_fail(-EEXIST, "space %s is open with another geometry or fingerprint; give "
-                         "this one another name", s->name);
-    if (!rc)
-        *out = seen ? seen : s;
-    if (rc || seen)
-        fk_space_free(s, false);
-    fk_node_io_release(node);
-    return rc;
-}
-
-FLEXKV_API int flexkv_space_open(flexkv_node *node, const flexkv_space_desc *desc,
-                                 flexkv_space **out)
-{
-    const char *name = desc->name ? desc->name : "default";
-    int rc = check_desc(desc, name);
-
-    if (rc)
-        return rc;
-    flexkv_space *s = calloc(1, sizeof(*s));
-    if (s)
-        s->rank = calloc(desc->ranks, sizeof(*s->rank));
-    if (!s || !s->rank) {
-        free(s);
-        return fk_api_fail(-ENOMEM, "out of memory");
-    }
+    if (!s)
+        return NULL;
     s->node = node;
-    snprintf(s->name, sizeof(s->name), "%s", name);
+    snprintf(s->name, sizeof(s->name), "%s", desc->name);
     s->tokens_per_block = desc->tokens_per_block;
     s->ranks = desc->ranks;
     s->slice_bytes = desc->slice_bytes;
@@ -421,85 +313,26 @@ FLEXKV_API int flexkv_space_open(flexkv_node *node, const flexkv_space_desc *des
     s->slot_bytes = fk_round_up(s->block_bytes, node->engine ? FK_SSD_ALIGN : SLOT_ALIGN);
     s->scheme = (enum fk_key_scheme)node->set->key_hash;
     make_fingerprint(s, desc);
-    return open_or_find(node, s, out);
+    return s;
 }
 _Static_assert((int)FK_KEY_HASH_XXH3 == (int)FK_KEY_XXH3, "key schemes in one order");
 
-/* ---- engine memory ---- */
-
-static int check_regions(const flexkv_space *s, uint32_t rank, const flexkv_region *r, size_t n)
+int fk_space_get(struct fk_node *node, const flexkv_space_desc *desc, struct fk_space **out)
 {
-    uint64_t bytes = 0;
+    struct fk_space *s = new_space(node, desc), *seen = find_space(node, desc->name);
+    int rc = 0;
 
-    if (rank >= s->ranks)
-        return fk_api_fail(-EINVAL, "rank %u: space %s has %u", rank, s->name, s->ranks);
-    for (size_t i = 0; i < n; i++) {
-        if (!r[i].base || !r[i].page_bytes || !r[i].pages || r[i].stride < r[i].page_bytes)
-            return fk_api_fail(-EINVAL, "rank %u, region %zu: base, page_bytes and pages must be "
-                               "set, and stride be at least page_bytes", rank, i);
-        if (r[i].pages != r[0].pages)
-            return fk_api_fail(-EINVAL, "rank %u: region %zu has %llu pages, region 0 has %llu",
-                               rank, i, (unsigned long long)r[i].pages,
-                               (unsigned long long)r[0].pages);
-        if (__builtin_add_overflow(bytes, r[i].page_bytes, &bytes))
-            return fk_api_fail(-EINVAL, "rank %u: sizes overflow", rank);
-    }
-    if (bytes != s->slice_bytes)
-        return fk_api_fail(-EINVAL, "rank %u: the regions' pages add up to %llu bytes, a slice of "
-                           "space %s has %llu", rank, (unsigned long long)bytes, s->name,
-                           (unsigned long long)s->slice_bytes);
-    return 0;
-}
-
-FLEXKV_API int flexkv_regions_register(flexkv_space *s, uint32_t rank, const flexkv_region *regions,
-                                       size_t n)
-{
-    int rc = check_regions(s, rank, regions, n);
-
-    if (rc)
-        return rc;
-    flexkv_region *copy = malloc(n * sizeof(*copy));
-    if (!copy)
+    if (!s)
         return fk_api_fail(-ENOMEM, "out of memory");
-    memcpy(copy, regions, n * sizeof(*copy));
-    pthread_mutex_lock(&s->node->lock);
-    if (s->rank[rank].regions) {
-        rc = fk_api_fail(-EEXIST, "rank %u of space %s is registered already", rank, s->name);
-        free(copy);
-    } else {
-        s->rank[rank] = (struct fk_rank){ .regions = copy, .n_regions = (uint32_t)n,
-                                              .pages = regions[0].pages };
-        s->min_pages = s->n_ranks_registered++ ? fk_min(s->min_pages, regions[0].pages)
-                                               : regions[0].pages;
-    }
-    pthread_mutex_unlock(&s->node->lock);
+    if (!seen)
+        rc = build(s);
+    else if (memcmp(seen->fingerprint, s->fingerprint, sizeof(s->fingerprint)) != 0)
+        rc = fk_api_fail(-EEXIST, "space %s is open with another geometry or fingerprint (another "
+                         "model, dtype, block size or parallel layout); give this one another name, "
+                         "or another server_recv_port", s->name);
+    if (!rc)
+        *out = seen ? seen : s;
+    if (rc || seen)
+        fk_space_free(s, false);
     return rc;
-}
-
-FLEXKV_API int flexkv_regions_unregister(flexkv_space *s, uint32_t rank)
-{
-    flexkv_node *node = s->node;
-
-    if (rank >= s->ranks)
-        return fk_api_fail(-EINVAL, "rank %u: space %s has %u", rank, s->name, s->ranks);
-    pthread_mutex_lock(&node->lock);
-    if (!s->rank[rank].regions || s->rank[rank].leaving) {
-        pthread_mutex_unlock(&node->lock);
-        return fk_api_fail(-ENOENT, "rank %u of space %s is not registered", rank, s->name);
-    }
-    s->rank[rank].leaving = true;
-    s->n_ranks_registered--;        /* no new operation from here on */
-    fk_core_fail_space_ops(node->core, s->id, -ENOTCONN, fk_clock_us());
-    fk_node_unlock(node);
-    pthread_mutex_lock(&node->lock);
-    while (!fk_core_space_idle(node->core, s->id))
-        pthread_cond_wait(&node->idle, &node->lock);    /* the agent in this process always ends */
-    free(s->rank[rank].regions);
-    s->rank[rank] = (struct fk_rank){ 0 };
-    s->min_pages = UINT64_MAX;
-    for (uint32_t r = 0; r < s->ranks; r++)
-        if (s->rank[r].regions && !s->rank[r].leaving)
-            s->min_pages = fk_min(s->min_pages, s->rank[r].pages);
-    pthread_mutex_unlock(&node->lock);
-    return 0;
 }

@@ -133,6 +133,8 @@ struct fk_settings {
     char *server_recv_port;
     int64_t instance_num;
     int64_t instance_id;
+    int64_t server_timeout_ms;   /* of one call to the daemon */
+    int64_t worker_timeout_ms;   /* of a space that waits for its workers */
     char *master_host;
     char *master_ports;
     bool dynamo_use_flexkv;

@@ -40,15 +40,15 @@ void fk_core_destroy(struct fk_core *core)
         struct op *op = &core->ops.data[i];
         for (struct job *j = op->jobs, *next; j; j = next) {
             next = j->next_of_op;
-            j->next_free = core->spaces[op->space].free_jobs;
-            core->spaces[op->space].free_jobs = j;
+            core_job_unused(core, j, op);
         }
         free(op->blocks);
     }
     for (size_t i = 0; i < core->leases.len; i++)
         free(core->leases.data[i].entries);
-    for (uint32_t i = 0; i < core->ix.n_spaces; i++)
-        core_jobs_fini(&core->spaces[i]);
+    for (size_t i = 0; i < core->instances.len; i++)
+        core_jobs_fini(&core->instances.data[i]);
+    fk_vec_free(&core->instances);
     fk_vec_free(&core->ops);
     fk_vec_free(&core->free_ops);
     fk_vec_free(&core->leases);
@@ -72,20 +72,14 @@ int fk_core_space_add(struct fk_core *core, const struct fk_core_space_params *p
 {
     uint32_t slots[FK_TIERS] = { p->cpu_slots, p->ssd_slots };
 
-    if (!p->cpu_slots || !p->ranks || p->ssd_dirs > 32)
+    if (!p->cpu_slots || p->ssd_dirs > 32)
         return -EINVAL;
-    struct job_queue *queue = calloc(p->ranks, sizeof(*queue));
-    if (!queue)
-        return -ENOMEM;
     int rc = fk_index_space_add(&core->ix, slots, p->ssd_stripe_slots, p->ssd_dirs, space);
-    if (rc) {
-        free(queue);
+    if (rc)
         return rc;
-    }
     core->spaces[*space] = (struct core_space){
-        .ranks = p->ranks, .cpu_slots = p->cpu_slots, .ssd_slots = p->ssd_slots,
-        .ssd_dirs = p->ssd_dirs, .queue = queue,
-        .backlog_max = fk_max(p->cpu_slots / 2, 1u),
+        .cpu_slots = p->cpu_slots, .ssd_slots = p->ssd_slots,
+        .ssd_dirs = p->ssd_dirs, .backlog_max = fk_max(p->cpu_slots / 2, 1u),
     };
     if (p->ssd_slots)
         core->spaces[*space].reserve = fk_min(fk_max(p->cpu_slots / 64, 2u),
@@ -204,7 +198,18 @@ struct fk_core_work fk_core_work(const struct fk_core *core)
         .ssd = !fifo_empty(&core->reads_high) || !fifo_empty(&core->reads_low) ||
                !fifo_empty(&core->writes),
         .completions = !fifo_empty(&core->completions),
+        .cancels = core->n_cancels,
     };
+}
+
+void fk_core_set_costs(struct fk_core *core, uint32_t space, const struct fk_core_costs *costs)
+{
+    core->spaces[space].costs = *costs;
+}
+
+uint32_t fk_core_reads(const struct fk_core *core, uint32_t space)
+{
+    return core->spaces[space].n_fills;
 }
 
 void fk_core_ssd_dirs_out(struct fk_core *core, uint32_t space, uint32_t mask)
@@ -251,6 +256,12 @@ void fk_core_get_stats(const struct fk_core *core, struct flexkv_stats *out)
         out->ssd.free_slots += ix->spaces[s].slots[FK_TIER_SSD].n_free;
         out->write_backlog_blocks += core->spaces[s].backlog;
     }
+}
+
+void fk_core_space_free(const struct fk_core *core, uint32_t space, uint32_t free_slots[FK_TIERS])
+{
+    for (int t = 0; t < FK_TIERS; t++)
+        free_slots[t] = core->ix.spaces[space].slots[t].n_free;
 }
 
 bool fk_core_find(const struct fk_core *core, struct fk_key key, struct fk_core_where *out)

@@ -6,7 +6,7 @@
  *
  *      match get put prefetch cancel reset          (callers, with `now`)
  *                     |
- *               +-----v------+   copy jobs  --> agents (one per rank)  --> fk_core_job_done
+ *               +-----v------+   copy jobs  --> agents (one per worker)--> fk_core_job_done
  *               |    core    |   ssd requests -> ssd tier              --> fk_core_ssd_done
  *               +-----+------+   completions -> the caller's poll
  *                     |          events      -> publisher
@@ -54,7 +54,6 @@ struct fk_core_space_params {
     uint32_t ssd_slots;             /* 0: no SSD tier */
     uint32_t ssd_stripe_slots;      /* slots in a row on one directory, from the tier */
     uint32_t ssd_dirs;              /* 1..32 when ssd_slots > 0 */
-    uint32_t ranks;                 /* >= 1 */
 };
 
 int fk_core_create(const struct fk_core_params *params, struct fk_core **out);
@@ -63,6 +62,21 @@ void fk_core_destroy(struct fk_core *core);
 /* A space, and its default quota group (no limits). -ENOSPC: max_spaces reached. */
 int fk_core_space_add(struct fk_core *core, const struct fk_core_space_params *params,
                       uint32_t *space);
+
+/*
+ * An engine that uses the space: its workers, each of which copies its part of a block. A space may
+ * have several, whose blocks are each other's hits. -ENOMEM.
+ */
+int fk_core_instance_add(struct fk_core *core, uint32_t space, uint32_t workers,
+                         uint32_t *instance);
+/* Its leases go; its operations end with the status. */
+void fk_core_instance_end(struct fk_core *core, uint32_t instance, int status, uint64_t now_us);
+uint32_t fk_core_instance_jobs(const struct fk_core *core, uint32_t instance);
+/* No copy job of it is with a worker. */
+bool fk_core_instance_idle(const struct fk_core *core, uint32_t instance);
+/* It has ended, and is idle: the number may be given out again. */
+void fk_core_instance_remove(struct fk_core *core, uint32_t instance);
+
 /*
  * A quota group for namespaces of the space, in blocks per tier (index: enum fk_tier).
  * max: never more than that; guaranteed: others never push it below. -EINVAL: the guarantees
@@ -83,45 +97,47 @@ struct fk_core_found { struct fk_key key, parent; uint64_t seq; uint32_t slot, t
 int64_t fk_core_recover(struct fk_core *core, uint32_t space, const struct fk_core_found *found,
                         uint32_t n);
 
-/* ---- operations: semantics as in flexkv.h. deadline 0: now + the default. ---- */
-void fk_core_match(struct fk_core *core, uint32_t space, const struct fk_key *keys, uint32_t n,
+/* ---- operations: semantics as in flexkv.h. deadline 0: now + the default. A lease or operation is
+ * known to its instance only. ---- */
+void fk_core_match(struct fk_core *core, uint32_t instance, const struct fk_key *keys, uint32_t n,
                    uint64_t now_us, struct flexkv_match_result *out);
 int fk_core_release(struct fk_core *core, uint64_t lease);
-/* Which space the lease belongs to; -ENOENT. */
-int fk_core_lease_space(struct fk_core *core, uint64_t lease, uint32_t *space);
+/* Which instance the lease belongs to; -ENOENT. */
+int fk_core_lease_instance(const struct fk_core *core, uint64_t lease, uint32_t *instance);
 
 struct fk_core_op_args {
     const uint32_t *pages;
     uint64_t deadline_us;
     void *user_data;
     int8_t *results;
+    uint64_t tag;                   /* what agents know the operation by; 0: its number */
 };
 int fk_core_get(struct fk_core *core, uint64_t lease, uint32_t first, uint32_t n,
                 const struct fk_core_op_args *args, uint64_t now_us, uint64_t *op);
-int fk_core_put(struct fk_core *core, uint32_t space, uint32_t group, const struct fk_key *keys,
+int fk_core_put(struct fk_core *core, uint32_t instance, uint32_t group, const struct fk_key *keys,
                 uint32_t n, uint32_t first, const struct fk_core_op_args *args, uint64_t now_us,
                 uint64_t *op);
-int fk_core_prefetch(struct fk_core *core, uint32_t space, const struct fk_key *keys, uint32_t n,
+int fk_core_prefetch(struct fk_core *core, uint32_t instance, const struct fk_key *keys, uint32_t n,
                      const struct fk_core_op_args *args, uint64_t now_us, uint64_t *op);
 int fk_core_cancel(struct fk_core *core, uint64_t op, uint64_t now_us);
 void fk_core_reset(struct fk_core *core, uint64_t now_us);
-/* A rank's memory goes: jobs of the space are cancelled, its operations fail with -ENOTCONN. */
-void fk_core_fail_space_ops(struct fk_core *core, uint32_t space, int status, uint64_t now_us);
-bool fk_core_space_idle(const struct fk_core *core, uint32_t space);    /* no copy jobs out */
+/* A worker's memory goes: jobs of the instance are cancelled, its operations fail. */
+void fk_core_fail_ops(struct fk_core *core, uint32_t instance, int status, uint64_t now_us);
 
-/* ---- copy jobs: each job goes to every rank of its space ---- */
+/* ---- copy jobs: each job goes to every worker of its instance ---- */
 struct fk_job {
-    uint32_t id, space;
+    uint32_t id, instance;
+    uint64_t tag;                   /* the operation's */
     bool to_engine;                 /* true: slot -> page (get); false: page -> slot (put) */
     uint32_t n;
-    const uint32_t *slots, *pages;  /* valid and unchanging until the last rank's job_done */
+    const uint32_t *slots, *pages;  /* valid and unchanging until the last worker's job_done */
     _Atomic bool cancelled;         /* the agent looks between blocks and stops early */
-    struct fk_job *next[];          /* private to the core: queue link of each rank */
+    struct fk_job *next[];          /* private to the core: queue link of each worker */
 };
-/* Takes the next job for the rank; NULL: none. */
-struct fk_job *fk_core_take_job(struct fk_core *core, uint32_t space, uint32_t rank);
-/* The rank has finished with the job: the first ok blocks are done, the others failed with
- * status (-errno; ignored if ok == n). After this call the rank touches nothing of the job. */
+/* Takes the next job for the worker; NULL: none. */
+struct fk_job *fk_core_take_job(struct fk_core *core, uint32_t instance, uint32_t worker);
+/* The worker has finished with the job: the first ok blocks are done, the others failed with
+ * status (-errno; ignored if ok == n). After this call the worker touches nothing of the job. */
 void fk_core_job_done(struct fk_core *core, struct fk_job *job, uint32_t ok, int status,
                       uint64_t now_us);
 
@@ -154,10 +170,21 @@ uint32_t fk_core_take_events(struct fk_core *core, struct fk_core_event *out, ui
 void fk_core_tick(struct fk_core *core, uint64_t now_us);
 uint64_t fk_core_next_wakeup(const struct fk_core *core);       /* UINT64_MAX: none */
 
+/* What a block takes, in microseconds; 0: not known. A match is cut to what is loaded sooner than
+ * computed. */
+struct fk_core_costs { double copy_us, ssd_us, compute_us; };
+void fk_core_set_costs(struct fk_core *core, uint32_t space, const struct fk_core_costs *costs);
+/* Blocks of the space on their way from SSD. */
+uint32_t fk_core_reads(const struct fk_core *core, uint32_t space);
+
 /* What waits in the queues: lets a shell decide whom to wake. */
-struct fk_core_work { bool jobs, ssd, completions; };
+struct fk_core_work {
+    bool jobs, ssd, completions;
+    uint32_t cancels;               /* how many jobs were cancelled so far: has it grown? */
+};
 struct fk_core_work fk_core_work(const struct fk_core *core);
 
+void fk_core_space_free(const struct fk_core *core, uint32_t space, uint32_t free_slots[FK_TIERS]);
 void fk_core_get_stats(const struct fk_core *core, struct flexkv_stats *out);
 /* Checks every internal invariant (slots, pins, links, counts); O(blocks). NULL or what is wrong. */
 const char *fk_core_check(const struct fk_core *core);

@@ -43,12 +43,13 @@ struct op {
     bool starved;                   /* waits for a free cpu slot */
     bool touched;                   /* scratch mark of a batch of SSD completions */
     int status;                     /* why it is ending early, 0: it isn't */
-    uint32_t space, group;
+    uint32_t space, instance, group;
     uint32_t n, cap;
     uint32_t limit;                 /* blocks from here on are not worth starting */
     uint32_t next;                  /* first block not started */
     uint32_t n_wait, n_ready;       /* blocks in these states */
     uint64_t deadline_us, grace_us;
+    uint64_t tag;
     struct op_block *blocks;
     struct job *jobs;
     void *user_data;
@@ -57,7 +58,7 @@ struct op {
 
 struct lease {
     uint32_t gen;                   /* odd while in use */
-    uint32_t space, n, cap;
+    uint32_t space, instance, n, cap;
     uint64_t deadline_us;
     uint32_t *entries;
 };
@@ -71,7 +72,7 @@ struct fill {
 
 struct job {
     struct job *next_of_op, *next_free;
-    uint32_t op, ranks_left, ok;
+    uint32_t op, workers_left, ok;
     int status;
     uint32_t cap;
     uint32_t *blocks, *slots, *pages;
@@ -80,14 +81,20 @@ struct job {
 
 struct job_queue { struct fk_job *head, *tail; };
 
+struct core_instance {
+    uint32_t space, workers;
+    uint32_t jobs_out;
+    struct job_queue *queue;        /* per worker; NULL: the number is free */
+    struct job *free_jobs;
+};
+
 struct core_space {
-    uint32_t ranks, cpu_slots, ssd_slots, ssd_dirs;
+    uint32_t cpu_slots, ssd_slots, ssd_dirs;
     uint32_t reserve;               /* cpu slots kept for blocks on their way to the engine */
     uint32_t backlog, backlog_max;  /* SSD writes queued or in flight */
-    uint32_t jobs_out;
     uint32_t dirs_out;
-    struct job_queue *queue;        /* per rank */
-    struct job *free_jobs;
+    uint32_t n_fills;
+    struct fk_core_costs costs;
 };
 
 /* A first-in first-out queue on a growable array. */
@@ -106,6 +113,7 @@ struct fk_core {
     struct fk_core_params params;
     struct fk_index ix;
     struct core_space *spaces;
+    FK_VEC(struct core_instance) instances;
     uint32_t *group_tags;           /* of each index group */
     uint32_t tick;
     uint64_t tick_base_ms;
@@ -126,6 +134,7 @@ struct fk_core {
     CORE_FIFO(struct flexkv_completion) completions;
     uint32_t n_jobs_queued, n_starved, n_ops, n_leases;
     uint32_t job_seq;
+    uint32_t n_cancels;
     bool sweep_noted;               /* the next sweep has its deadline */
     bool room_changed;              /* slots or pins were let go: starved ops may try again */
     struct flexkv_stats stats;
@@ -136,12 +145,15 @@ uint32_t core_tick_now(struct fk_core *core, uint64_t now_us);
 void core_note_deadline(struct fk_core *core, uint64_t at_us);
 
 /* lease.c */
-struct lease *core_lease_find(struct fk_core *core, uint64_t id);
+/* For a prefetch: counts as no match; the caller ends it at once. NULL: nothing is known. */
+struct lease *core_lease_known(struct fk_core *core, uint32_t instance, const struct fk_key *keys,
+                               uint32_t n);
+struct lease *core_lease_find(const struct fk_core *core, uint64_t id);
 void core_lease_free(struct fk_core *core, struct lease *l);
 void core_lease_drop(struct fk_core *core, struct lease *l);
 
 /* op.c */
-struct op *core_op_new(struct fk_core *core, enum flexkv_op_kind kind, uint32_t space, uint32_t n,
+struct op *core_op_new(struct fk_core *core, enum flexkv_op_kind kind, uint32_t instance, uint32_t n,
                        const struct fk_core_op_args *args, uint64_t now_us, uint64_t *id);
 struct op *core_op_find(struct fk_core *core, uint64_t id);
 uint32_t core_op_number(const struct fk_core *core, const struct op *op);
@@ -155,9 +167,11 @@ void core_retry_starved(struct fk_core *core);
 
 /* job.c */
 struct job *core_job_new(struct fk_core *core, struct op *op, uint32_t n);
+/* A job that was not started, or is over. */
+void core_job_unused(struct fk_core *core, struct job *j, const struct op *op);
 void core_job_add(struct fk_core *core, struct job *j, struct op *op, uint32_t block);
 void core_job_start(struct fk_core *core, struct job *j, struct op *op);
-void core_jobs_fini(struct core_space *sp);
+void core_jobs_fini(struct core_instance *in);
 
 /* ssd.c */
 /* Starts reading blocks of the op from SSD, as far as the window and free slots go. Returns the

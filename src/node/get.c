@@ -36,7 +36,7 @@ int fk_core_get(struct fk_core *core, uint64_t lease, uint32_t first, uint32_t n
         return -ENOENT;
     if (first > l->n || n > l->n - first)
         return -EINVAL;
-    struct op *op = core_op_new(core, FLEXKV_OP_GET, l->space, n, args, now_us, id);
+    struct op *op = core_op_new(core, FLEXKV_OP_GET, l->instance, n, args, now_us, id);
     if (!op)
         return -ENOMEM;
     uint32_t tick = core_tick_now(core, now_us);
@@ -52,16 +52,11 @@ int fk_core_get(struct fk_core *core, uint64_t lease, uint32_t first, uint32_t n
     return 0;
 }
 
-int fk_core_prefetch(struct fk_core *core, uint32_t space, const struct fk_key *keys, uint32_t n,
+int fk_core_prefetch(struct fk_core *core, uint32_t instance, const struct fk_key *keys, uint32_t n,
                      const struct fk_core_op_args *args, uint64_t now_us, uint64_t *id)
 {
-    struct flexkv_match_result m;
-    struct flexkv_stats before = core->stats;   /* a prefetch's match is not a request's */
-
-    fk_core_match(core, space, keys, n, now_us, &m);
-    core->stats = before;
-    struct lease *l = core_lease_find(core, m.lease);
-    struct op *op = core_op_new(core, FLEXKV_OP_PREFETCH, space, m.blocks, args, now_us, id);
+    struct lease *l = core_lease_known(core, instance, keys, n);
+    struct op *op = core_op_new(core, FLEXKV_OP_PREFETCH, instance, l ? l->n : 0, args, now_us, id);
     if (!op) {
         if (l)
             core_lease_drop(core, l);

@@ -1,4 +1,4 @@
-/* job.c - copy jobs: made for an op, given to every rank, collected again. See core.h. */
+/* job.c - copy jobs: made for an op, given to every worker, collected again. See core.h. */
 #include "base/plant.h"
 #include "node/core_impl.h"
 
@@ -18,27 +18,35 @@ static int job_reserve(struct job *j, uint32_t n)
     return 0;
 }
 
+void core_job_unused(struct fk_core *core, struct job *j, const struct op *op)
+{
+    struct core_instance *in = &core->instances.data[op->instance];
+
+    j->next_free = in->free_jobs;
+    in->free_jobs = j;
+}
+
 struct job *core_job_new(struct fk_core *core, struct op *op, uint32_t n)
 {
-    struct core_space *sp = &core->spaces[op->space];
-    struct job *j = sp->free_jobs;
+    struct core_instance *in = &core->instances.data[op->instance];
+    struct job *j = in->free_jobs;
 
     if (j)
-        sp->free_jobs = j->next_free;
+        in->free_jobs = j->next_free;
     else
-        j = calloc(1, sizeof(*j) + sp->ranks * sizeof(j->pub.next[0]));
+        j = calloc(1, sizeof(*j) + in->workers * sizeof(j->pub.next[0]));
     if (!j)
         return NULL;
     if (job_reserve(j, n)) {
-        j->next_free = sp->free_jobs;
-        sp->free_jobs = j;
+        core_job_unused(core, j, op);
         return NULL;
     }
     j->op = core_op_number(core, op);
-    j->ranks_left = sp->ranks;
+    j->workers_left = in->workers;
     j->status = 0;
     j->pub.id = ++core->job_seq;
-    j->pub.space = op->space;
+    j->pub.instance = op->instance;
+    j->pub.tag = op->tag;
     j->pub.to_engine = op->kind == FLEXKV_OP_GET;
     j->pub.n = 0;
     j->pub.slots = j->slots;
@@ -60,17 +68,17 @@ void core_job_add(struct fk_core *core, struct job *j, struct op *op, uint32_t b
 
 void core_job_start(struct fk_core *core, struct job *j, struct op *op)
 {
-    struct core_space *sp = &core->spaces[op->space];
+    struct core_instance *in = &core->instances.data[op->instance];
 
     j->ok = j->pub.n;
     j->next_of_op = op->jobs;
     op->jobs = j;
-    sp->jobs_out++;
-    for (uint32_t r = 0; r < sp->ranks; r++) {
-        struct job_queue *q = &sp->queue[r];
-        j->pub.next[r] = NULL;
+    in->jobs_out++;
+    for (uint32_t w = 0; w < in->workers; w++) {
+        struct job_queue *q = &in->queue[w];
+        j->pub.next[w] = NULL;
         if (q->tail)
-            q->tail->next[r] = &j->pub;
+            q->tail->next[w] = &j->pub;
         else
             q->head = &j->pub;
         q->tail = &j->pub;
@@ -78,14 +86,14 @@ void core_job_start(struct fk_core *core, struct job *j, struct op *op)
     }
 }
 
-struct fk_job *fk_core_take_job(struct fk_core *core, uint32_t space, uint32_t rank)
+struct fk_job *fk_core_take_job(struct fk_core *core, uint32_t instance, uint32_t worker)
 {
-    struct job_queue *q = &core->spaces[space].queue[rank];
+    struct job_queue *q = &core->instances.data[instance].queue[worker];
     struct fk_job *job = q->head;
 
     if (!job)
         return NULL;
-    q->head = job->next[rank];
+    q->head = job->next[worker];
     if (!q->head)
         q->tail = NULL;
     core->n_jobs_queued--;
@@ -153,42 +161,36 @@ void fk_core_job_done(struct fk_core *core, struct fk_job *job, uint32_t ok, int
 {
     struct job *j = job_of(job);
     struct op *op = &core->ops.data[j->op];
-    struct core_space *sp = &core->spaces[op->space];
+    struct core_instance *in = &core->instances.data[op->instance];
 
-    if (ok < j->ok && !(FK_BUG(1) && j->ranks_left > 1)) {
+    if (ok < j->ok && !(FK_BUG(1) && j->workers_left > 1)) {
         j->ok = ok;
         j->status = status ? status : -EIO;
     }
-    if (--j->ranks_left)
+    if (--j->workers_left)
         return;
     job_unlink(op, j);
-    sp->jobs_out--;
+    in->jobs_out--;
     core_tick_now(core, now_us);
     /* What was copied after the operation ended early is not reported as done. */
     if (op->kind == FLEXKV_OP_PUT)
         finish_put(core, op, j);
     else
         finish_get(core, op, j);
-    j->next_free = sp->free_jobs;
-    sp->free_jobs = j;
+    core_job_unused(core, j, op);
     core->room_changed = true;
     core_op_pump(core, op);
     core_evict_ahead(core);
     core_retry_starved(core);
 }
 
-void core_jobs_fini(struct core_space *sp)
+void core_jobs_fini(struct core_instance *in)
 {
-    while (sp->free_jobs) {
-        struct job *j = sp->free_jobs;
-        sp->free_jobs = j->next_free;
+    while (in->free_jobs) {
+        struct job *j = in->free_jobs;
+        in->free_jobs = j->next_free;
         free(j->blocks);
         free(j);
     }
-    free(sp->queue);
-}
-
-bool fk_core_space_idle(const struct fk_core *core, uint32_t space)
-{
-    return core->spaces[space].jobs_out == 0;
+    free(in->queue);
 }

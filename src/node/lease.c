@@ -45,7 +45,7 @@ void core_lease_drop(struct fk_core *core, struct lease *l)
     core_lease_free(core, l);
 }
 
-struct lease *core_lease_find(struct fk_core *core, uint64_t id)
+struct lease *core_lease_find(const struct fk_core *core, uint64_t id)
 {
     uint32_t at = (uint32_t)id - 1, gen = (uint32_t)(id >> 32);
 
@@ -79,23 +79,96 @@ static void pin_visible(struct fk_core *core, struct lease *l, uint32_t space, u
     out->blocks = l->n;
 }
 
-void fk_core_match(struct fk_core *core, uint32_t space, const struct fk_key *keys, uint32_t n,
+/* What was slow may have become fast: each time it is declined it looks a little better, until it is
+ * tried, and measured, again. */
+#define FORGET 0.98
+
+/*
+ * How many of the leased blocks are worth loading: the number that saves the most time, where each
+ * block costs its copy, and its read if it is on SSD only, and saves its computing. The reads already
+ * under way come first.
+ */
+static uint32_t worth_loading(const struct fk_core *core, const struct lease *l)
+{
+    const struct core_space *sp = &core->spaces[l->space];
+    const struct fk_core_costs *c = &sp->costs;
+    double gain = 0, best = 0, wait = sp->n_fills * c->ssd_us;
+    uint32_t n = 0;
+
+    if (!c->compute_us)
+        return l->n;
+    for (uint32_t i = 0; i < l->n; i++) {
+        bool cpu = fk_entry_in(&core->ix.entries[l->entries[i]], FK_TIER_CPU) == FK_READY;
+        gain += c->compute_us - c->copy_us;
+        if (!cpu) {
+            gain -= c->ssd_us + wait;
+            wait = 0;
+        }
+        if (gain > best) {
+            best = gain;
+            n = i + 1;
+        }
+    }
+    return n;
+}
+
+static void decline(struct fk_core *core, struct lease *l, uint32_t n,
+                    struct flexkv_match_result *out)
+{
+    core->stats.declined_blocks += l->n - n;
+    core->spaces[l->space].costs.ssd_us *= FORGET;
+    while (l->n > n) {
+        const struct fk_entry *e = &core->ix.entries[l->entries[--l->n]];
+        if (fk_entry_in(e, FK_TIER_CPU) == FK_READY)
+            out->cpu_blocks--;
+        else
+            out->ssd_blocks--;
+        fk_index_unpin(&core->ix, l->entries[l->n]);
+    }
+    out->blocks = n;
+}
+
+/* A lease on the known leading blocks; NULL: there are none. */
+static struct lease *lease_known(struct fk_core *core, uint32_t instance, const struct fk_key *keys,
+                                 uint32_t n, struct flexkv_match_result *out)
+{
+    uint32_t space = core->instances.data[instance].space;
+    uint32_t known = fk_index_match(&core->ix, keys, n);
+    struct lease *l = known ? lease_new(core, known) : NULL;
+
+    if (!l)
+        return NULL;
+    l->space = space;
+    l->instance = instance;
+    fk_index_resolve(&core->ix, keys, known, l->entries);
+    pin_visible(core, l, space, known, out);
+    return l;
+}
+
+struct lease *core_lease_known(struct fk_core *core, uint32_t instance, const struct fk_key *keys,
+                               uint32_t n)
+{
+    struct flexkv_match_result unused = { 0 };
+
+    return lease_known(core, instance, keys, n, &unused);
+}
+
+void fk_core_match(struct fk_core *core, uint32_t instance, const struct fk_key *keys, uint32_t n,
                    uint64_t now_us, struct flexkv_match_result *out)
 {
     *out = (struct flexkv_match_result){ 0 };
     core->stats.matches++;
     core->stats.miss_blocks += n;
-    uint32_t known = fk_index_match(&core->ix, keys, n);
-    struct lease *l = known ? lease_new(core, known) : NULL;
+    struct lease *l = lease_known(core, instance, keys, n, out);
     if (!l)
         return;
-    fk_index_resolve(&core->ix, keys, known, l->entries);
-    pin_visible(core, l, space, known, out);
+    uint32_t worth = worth_loading(core, l);
+    if (worth < l->n)
+        decline(core, l, worth, out);
     if (!l->n) {
         core_lease_free(core, l);
         return;
     }
-    l->space = space;
     l->deadline_us = now_us + core->params.lease_timeout_us;
     core_note_deadline(core, l->deadline_us);
     out->lease = (uint64_t)l->gen << 32 | (uint32_t)(l - core->leases.data + 1);
@@ -116,12 +189,12 @@ int fk_core_release(struct fk_core *core, uint64_t lease)
     return 0;
 }
 
-int fk_core_lease_space(struct fk_core *core, uint64_t lease, uint32_t *space)
+int fk_core_lease_instance(const struct fk_core *core, uint64_t lease, uint32_t *instance)
 {
     const struct lease *l = core_lease_find(core, lease);
 
     if (!l)
         return -ENOENT;
-    *space = l->space;
+    *instance = l->instance;
     return 0;
 }

@@ -26,7 +26,7 @@ static struct op *op_slot(struct fk_core *core)
     return &core->ops.data[core->ops.len - 1];
 }
 
-struct op *core_op_new(struct fk_core *core, enum flexkv_op_kind kind, uint32_t space, uint32_t n,
+struct op *core_op_new(struct fk_core *core, enum flexkv_op_kind kind, uint32_t instance, uint32_t n,
                        const struct fk_core_op_args *args, uint64_t now_us, uint64_t *id)
 {
     struct op *op = op_slot(core);
@@ -43,7 +43,8 @@ struct op *core_op_new(struct fk_core *core, enum flexkv_op_kind kind, uint32_t 
         op->cap = n;
     }
     *op = (struct op){
-        .gen = op->gen + 1, .kind = (uint8_t)kind, .space = space, .n = n, .limit = n,
+        .gen = op->gen + 1, .kind = (uint8_t)kind, .instance = instance,
+        .space = core->instances.data[instance].space, .n = n, .limit = n,
         .cap = op->cap, .blocks = op->blocks, .user_data = args->user_data,
         .results = args->results,
         .deadline_us = args->deadline_us ? args->deadline_us : now_us + core->params.op_timeout_us,
@@ -51,6 +52,7 @@ struct op *core_op_new(struct fk_core *core, enum flexkv_op_kind kind, uint32_t 
     core->n_ops++;
     core_note_deadline(core, op->deadline_us);
     *id = (uint64_t)op->gen << 32 | (core_op_number(core, op) + 1);
+    op->tag = args->tag ? args->tag : *id;
     return op;
 }
 
@@ -301,10 +303,12 @@ void core_op_end_early(struct fk_core *core, struct op *op, int status, uint64_t
     for (struct job *j = op->jobs; j; j = j->next_of_op)
         atomic_store_explicit(&j->pub.cancelled, true, memory_order_relaxed);
     op->grace_us = now_us + core->params.cancel_grace_us;
-    if (op->jobs)
+    if (op->jobs) {
+        core->n_cancels++;
         core_note_deadline(core, op->grace_us);
-    else
+    } else {
         finish(core, op);
+    }
 }
 
 void core_op_check_deadline(struct fk_core *core, struct op *op, uint64_t now_us)
@@ -330,13 +334,4 @@ int fk_core_cancel(struct fk_core *core, uint64_t id, uint64_t now_us)
     core_op_end_early(core, op, -ECANCELED, now_us);
     core_retry_starved(core);
     return 0;
-}
-
-void fk_core_fail_space_ops(struct fk_core *core, uint32_t space, int status, uint64_t now_us)
-{
-    for (size_t i = 0; i < core->ops.len; i++) {
-        struct op *op = &core->ops.data[i];
-        if ((op->gen & 1) && !op->reported && op->space == space)
-            core_op_end_early(core, op, status, now_us);
-    }
 }

@@ -169,7 +169,7 @@ static void fail_all(struct fk_core *core, struct op *op, int status)
         core_op_block_fail(core, op, i, status);
 }
 
-int fk_core_put(struct fk_core *core, uint32_t space, uint32_t group, const struct fk_key *keys,
+int fk_core_put(struct fk_core *core, uint32_t instance, uint32_t group, const struct fk_key *keys,
                 uint32_t n, uint32_t first, const struct fk_core_op_args *args, uint64_t now_us,
                 uint64_t *id)
 {
@@ -177,7 +177,7 @@ int fk_core_put(struct fk_core *core, uint32_t space, uint32_t group, const stru
         return -EINVAL;
     struct plan p = { .group = group, .keys = keys + first, .n = n - first, .first = first,
                       .anchor = FK_NONE };
-    struct op *op = core_op_new(core, FLEXKV_OP_PUT, space, p.n, args, now_us, id);
+    struct op *op = core_op_new(core, FLEXKV_OP_PUT, instance, p.n, args, now_us, id);
     if (!op)
         return -ENOMEM;
     op->group = group;
@@ -187,7 +187,7 @@ int fk_core_put(struct fk_core *core, uint32_t space, uint32_t group, const stru
     core_tick_now(core, now_us);
     core->stats.puts++;
 
-    int rc = make_plan(core, space, &p);
+    int rc = make_plan(core, op->space, &p);
     struct job *j = NULL;
     if (rc == 0 && p.n_wanted && !(j = core_job_new(core, op, p.n_wanted)))
         rc = -ENOMEM;
@@ -200,8 +200,7 @@ int fk_core_put(struct fk_core *core, uint32_t space, uint32_t group, const stru
     if (j && j->pub.n) {
         core_job_start(core, j, op);
     } else if (j) {
-        j->next_free = core->spaces[space].free_jobs;
-        core->spaces[space].free_jobs = j;
+        core_job_unused(core, j, op);
     }
     core_op_pump(core, op);
     core_evict_ahead(core);

@@ -22,12 +22,14 @@ static uint32_t fill_new(struct fk_core *core, uint32_t entry, uint32_t space)
         at = (uint32_t)core->fills.len - 1;
     }
     struct fill *f = &core->fills.data[at];
+    core->spaces[space].n_fills++;
     *f = (struct fill){ .gen = f->gen + 1, .entry = entry, .space = space, .head_op = FK_NONE };
     return at;
 }
 
 static void fill_free(struct fk_core *core, uint32_t at)
 {
+    core->spaces[core->fills.data[at].space].n_fills--;
     core->fills.data[at].gen++;
     core->free_fills.data[core->free_fills.len++] = at;
 }

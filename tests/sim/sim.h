@@ -117,7 +117,7 @@ struct sim_page { uint32_t op, block; };    /* op FK_NONE: free */
 
 struct sim_space {
     const struct sim_space_config *config;
-    uint32_t id, slot_bytes, default_group, group[SIM_MAX_NS];
+    uint32_t id, instance, slot_bytes, default_group, group[SIM_MAX_NS];
     uint8_t fingerprint[16];
     uint8_t *pool;
     uint8_t *mem[SIM_MAX_RANKS];            /* pages */

@@ -93,14 +93,15 @@ static void job_over(struct sim *s, struct sim_agent *a, uint32_t i, uint32_t ok
 static void agent_take(struct sim *s, struct sim_space *sp, uint32_t rank)
 {
     struct sim_agent *a = &sp->agent[rank];
-    struct fk_job *job = fk_core_take_job(s->core, sp->id, rank);
+    struct fk_job *job = fk_core_take_job(s->core, sp->instance, rank);
 
     if (!job)
         return;
     SIM_TRACE(s, "agent space %u rank %u takes job %u: %s %u blocks%s", (unsigned)(sp - s->space),
               rank, job->id, job->to_engine ? "get" : "put", job->n,
               atomic_load(&job->cancelled) ? " (cancelled)" : "");
-    SIM_CHECK(s, job->space == sp->id, "job of space %u given to space %u", job->space, sp->id);
+    SIM_CHECK(s, job->instance == sp->instance, "job of instance %u given to %u", job->instance,
+              sp->instance);
     for (uint32_t i = 0; i < a->n; i++)
         SIM_CHECK(s, a->jobs[i].job != job, "job %u given twice to rank %u", job->id, rank);
     if (!use_find(s, job))

@@ -161,7 +161,7 @@ static void reclaim_busy_pages(struct sim *s)
     for (uint32_t i = 0; i < SIM_MAX_OPS; i++) {
         struct sim_op *op = &s->ops[i];
         if (op->used && !op->open && op->jobs_out == 0 &&
-            fk_core_space_idle(s->core, s->space[op->space].id))
+            fk_core_instance_idle(s->core, s->space[op->space].instance))
             pages_give_back(s, op);
     }
 }
@@ -369,7 +369,7 @@ static bool act_match(struct sim *s, uint32_t space, const struct sim_prompt *p)
         return false;
     key_values(s, p->keys, n, keys);
     sim_expire_leases(s);
-    fk_core_match(s->core, s->space[space].id, keys, n, s->now, &r);
+    fk_core_match(s->core, s->space[space].instance, keys, n, s->now, &r);
     SIM_TRACE(s, "match space %u n=%u -> %u blocks, %u cpu, lease %llx", space, n, r.blocks,
               r.cpu_blocks, (unsigned long long)r.lease);
     sim_mix(s, r.blocks * 64 + r.cpu_blocks);
@@ -479,7 +479,7 @@ static void act_put(struct sim *s, uint32_t space, const struct sim_prompt *p)
     key_values(s, p->keys, n, keys);
     fill_pages(s, op);
     sim_expire_leases(s);
-    int rc = fk_core_put(s->core, s->space[space].id, s->space[space].group[p->ns], keys, n, first,
+    int rc = fk_core_put(s->core, s->space[space].instance, s->space[space].group[p->ns], keys, n, first,
                          &args, s->now, &id);
     SIM_TRACE(s, "put space %u ns %u [%u,%u) last key %u -> %d op %u", space, p->ns, first, n,
               p->keys[n - 1], rc, (unsigned)(op - s->ops));
@@ -499,7 +499,7 @@ static void act_prefetch(struct sim *s, uint32_t space, const struct sim_prompt 
     struct fk_core_op_args args = op_args(s, op);
     key_values(s, p->keys, p->n, keys);
     sim_expire_leases(s);
-    int rc = fk_core_prefetch(s->core, s->space[space].id, keys, p->n, &args, s->now, &id);
+    int rc = fk_core_prefetch(s->core, s->space[space].instance, keys, p->n, &args, s->now, &id);
     SIM_TRACE(s, "prefetch space %u n=%u -> %d op %u", space, p->n, rc, (unsigned)(op - s->ops));
     SIM_CHECK(s, rc == 0, "prefetch refused: %d", rc);
     op->id = id;
@@ -551,7 +551,7 @@ void sim_do_fail_space(struct sim *s)
         if (s->ops[i].space == space)
             sim_op_let_go(s, &s->ops[i], ~0u);
     sim_expire_leases(s);
-    fk_core_fail_space_ops(s->core, s->space[space].id, -ENOTCONN, s->now);
+    fk_core_fail_ops(s->core, s->space[space].instance, -ENOTCONN, s->now);
     sim_after(s, SIM_CALL_CANCEL);
 }
 

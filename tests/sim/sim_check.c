@@ -173,7 +173,7 @@ static void check_rest(struct sim *s)
         struct sim_space *sp = &s->space[i];
         cpu_slots += sp->config->cpu_slots;
         ssd_slots += sp->config->ssd_slots;
-        SIM_CHECK(s, fk_core_space_idle(s->core, sp->id), "at rest: space %u is not idle", i);
+        SIM_CHECK(s, fk_core_instance_idle(s->core, sp->instance), "at rest: space %u is not idle", i);
         SIM_CHECK(s, sp->n_free_pages == sp->config->pages, "at rest: %u of %u pages free",
                   sp->n_free_pages, sp->config->pages);
     }

@@ -125,8 +125,7 @@ static void add_space(struct sim *s, uint32_t i)
 {
     struct sim_space *sp = &s->space[i];
     struct fk_core_space_params p = { .cpu_slots = sp->config->cpu_slots,
-                                      .ssd_slots = sp->config->ssd_slots,
-                                      .ranks = sp->config->ranks };
+                                      .ssd_slots = sp->config->ssd_slots };
 
     if (p.ssd_slots) {
         open_space_ssd(s, i);
@@ -135,6 +134,8 @@ static void add_space(struct sim *s, uint32_t i)
     }
     int rc = fk_core_space_add(s->core, &p, &sp->id);
     SIM_CHECK(s, rc == 0, "fk_core_space_add: %d", rc);
+    rc = fk_core_instance_add(s->core, sp->id, sp->config->ranks, &sp->instance);
+    SIM_CHECK(s, rc == 0, "fk_core_instance_add: %d", rc);
     sp->default_group = fk_core_space_default_group(s->core, sp->id);
     sp->dirs_out = 0;
     for (uint32_t n = 0; n < sp->config->n_ns; n++) {

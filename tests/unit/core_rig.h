@@ -22,7 +22,7 @@ enum { MAX_BLOCKS = 4096, RIG_SSD_SLOTS = 4096, MAX_OPS = 512 };
 struct rig {
     struct fk_core *core;
     uint64_t now;
-    uint32_t space, group, ranks;
+    uint32_t space, instance, group, ranks;
     struct { struct fk_key key, parent; uint32_t tag; } ssd[RIG_SSD_SLOTS];
     uint32_t forgotten, resets, reads, writes;
     uint64_t seen[MAX_OPS];             /* operations whose completion came */
@@ -47,14 +47,15 @@ static inline void rig_open(struct rig *r, const struct rig_params *p)
     };
     struct fk_core_space_params sp = {
         .cpu_slots = p->cpu, .ssd_slots = p->ssd, .ssd_stripe_slots = p->stripe ? p->stripe : 8,
-        .ssd_dirs = p->ssd ? fk_max(p->dirs, 1u) : 0, .ranks = fk_max(p->ranks, 1u),
+        .ssd_dirs = p->ssd ? fk_max(p->dirs, 1u) : 0,
     };
 
     memset(r, 0, sizeof(*r));
     r->now = 1000000000;
-    r->ranks = sp.ranks;
+    r->ranks = fk_max(p->ranks, 1u);
     assert_int_equal(fk_core_create(&params, &r->core), 0);
     assert_int_equal(fk_core_space_add(r->core, &sp, &r->space), 0);
+    assert_int_equal(fk_core_instance_add(r->core, r->space, r->ranks, &r->instance), 0);
     r->group = fk_core_space_default_group(r->core, r->space);
 }
 
@@ -116,7 +117,7 @@ static inline bool run_jobs(struct rig *r)
 
     for (uint32_t rank = 0; rank < r->ranks; rank++) {
         struct fk_job *job;
-        while ((job = fk_core_take_job(r->core, r->space, rank)) != NULL) {
+        while ((job = fk_core_take_job(r->core, r->instance, rank)) != NULL) {
             fk_core_job_done(r->core, job, job->n, 0, r->now);
             any = true;
         }
@@ -218,7 +219,7 @@ static inline uint64_t put_from(struct rig *r, uint32_t chain, uint32_t first, u
     struct fk_core_op_args args = args_of(NULL, NULL);
     uint64_t op = 0;
 
-    assert_int_equal(fk_core_put(r->core, r->space, r->group, chain_keys(chain), n, first, &args, r->now,
+    assert_int_equal(fk_core_put(r->core, r->instance, r->group, chain_keys(chain), n, first, &args, r->now,
                                  &op), 0);
     return op;
 }
@@ -232,7 +233,7 @@ static inline struct flexkv_match_result match(struct rig *r, uint32_t chain, ui
 {
     struct flexkv_match_result m;
 
-    fk_core_match(r->core, r->space, chain_keys(chain), n, r->now, &m);
+    fk_core_match(r->core, r->instance, chain_keys(chain), n, r->now, &m);
     return m;
 }
 
@@ -269,7 +270,7 @@ static inline uint64_t prefetch(struct rig *r, uint32_t chain, uint32_t n)
     uint64_t op = 0;
 
     args.pages = NULL;
-    assert_int_equal(fk_core_prefetch(r->core, r->space, chain_keys(chain), n, &args, r->now, &op), 0);
+    assert_int_equal(fk_core_prefetch(r->core, r->instance, chain_keys(chain), n, &args, r->now, &op), 0);
     return op;
 }
 

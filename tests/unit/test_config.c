@@ -129,6 +129,8 @@ static void test_defaults(void **state)
     assert_int_equal(s->trace_max_file_bytes, 100 * FK_MIB);
     assert_int_equal(s->log_level, FK_LOG_INFO);
     assert_int_equal(s->op_timeout_ms, 20000);
+    assert_int_equal(s->server_timeout_ms, 1000);
+    assert_int_equal(s->worker_timeout_ms, 60000);
     assert_true(s->enable_flexkv && s->ssd_direct_io && !s->ssd_recreate);
     assert_string_equal(source_of(cfg, "cpu_cache_gb"), "default");
     assert_string_equal(log_text, "");
@@ -287,7 +289,7 @@ static void test_environment(void **state)
     assert_has(log_text, "ssd_layout has no meaning here and is ignored: a block is");
     assert_has(log_text, "FLEXKV_CPP_METRICS_PORT and FLEXKV_PY_METRICS_PORT mean the same option; "
                          "FLEXKV_PY_METRICS_PORT counts");
-    assert_has(log_text, "not used by this build yet: metrics_port, enable_flexkv, ");
+    assert_has(log_text, "not used by this build yet: metrics_port, mla_d2h_mode, ");
 }
 
 static const char *write_file(const char *name, const char *text)

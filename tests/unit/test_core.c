@@ -30,7 +30,7 @@ static void what_was_put_is_got(void **state)
     assert_int_not_equal(m.lease, 0);
     struct fk_core_op_args args = args_of(results, &mark);
     assert_int_equal(fk_core_get(r.core, m.lease, 0, 8, &args, r.now, &op), 0);
-    struct fk_job *job = fk_core_take_job(r.core, r.space, 0);
+    struct fk_job *job = fk_core_take_job(r.core, r.instance, 0);
     assert_int_equal(job->n, 8);
     assert_true(job->to_engine);
     for (uint32_t i = 0; i < 8; i++) {
@@ -52,12 +52,12 @@ static void a_block_is_there_when_every_rank_has_reported(void **state)
 
     rig_open(&r, &two_ranks);
     uint64_t op = put(&r, 1, 4);
-    struct fk_job *a = fk_core_take_job(r.core, r.space, 0);
+    struct fk_job *a = fk_core_take_job(r.core, r.instance, 0);
     fk_core_job_done(r.core, a, 4, 0, r.now);
     assert_false(completed(&r, op));
     assert_int_equal(matched(&r, 1, 4), 0);
-    assert_null(fk_core_take_job(r.core, r.space, 0));
-    struct fk_job *b = fk_core_take_job(r.core, r.space, 1);
+    assert_null(fk_core_take_job(r.core, r.instance, 0));
+    struct fk_job *b = fk_core_take_job(r.core, r.instance, 1);
     assert_ptr_equal(a, b);
     fk_core_job_done(r.core, b, 4, 0, r.now);
     expect_end(&r, op, 0, 4);
@@ -72,8 +72,8 @@ static void a_put_is_as_good_as_its_worst_rank(void **state)
 
     rig_open(&r, &two_ranks);
     uint64_t op = put(&r, 1, 6);
-    fk_core_job_done(r.core, fk_core_take_job(r.core, r.space, 0), 3, -EIO, r.now);
-    fk_core_job_done(r.core, fk_core_take_job(r.core, r.space, 1), 2, -EFAULT, r.now);
+    fk_core_job_done(r.core, fk_core_take_job(r.core, r.instance, 0), 3, -EIO, r.now);
+    fk_core_job_done(r.core, fk_core_take_job(r.core, r.instance, 1), 2, -EFAULT, r.now);
     expect_end(&r, op, -EFAULT, 2);
     assert_int_equal(matched(&r, 1, 6), 2);
     assert_int_equal(stats_of(&r).cpu.free_slots, 62);
@@ -91,8 +91,8 @@ static void a_failed_get_reports_the_rest_as_failed(void **state)
     settle(&r);
     struct fk_core_op_args args = args_of(results, NULL);
     assert_int_equal(fk_core_get(r.core, match(&r, 1, 6).lease, 0, 6, &args, r.now, &op), 0);
-    fk_core_job_done(r.core, fk_core_take_job(r.core, r.space, 0), 6, 0, r.now);
-    fk_core_job_done(r.core, fk_core_take_job(r.core, r.space, 1), 4, -EIO, r.now);
+    fk_core_job_done(r.core, fk_core_take_job(r.core, r.instance, 0), 6, 0, r.now);
+    fk_core_job_done(r.core, fk_core_take_job(r.core, r.instance, 1), 4, -EIO, r.now);
     expect_end(&r, op, -EIO, 4);
     for (int i = 0; i < 6; i++)
         assert_int_equal(results[i], i < 4 ? 0 : -EIO);
@@ -113,7 +113,7 @@ static void known_blocks_cost_nothing(void **state)
     expect_end(&r, again, 0, 4);
     assert_false(fk_core_work(r.core).jobs);
     uint64_t longer = put(&r, 1, 6);                /* the new ones only */
-    struct fk_job *job = fk_core_take_job(r.core, r.space, 0);
+    struct fk_job *job = fk_core_take_job(r.core, r.instance, 0);
     assert_int_equal(job->n, 2);
     assert_int_equal(job->pages[0], 4);
     fk_core_job_done(r.core, job, 2, 0, r.now);
@@ -131,7 +131,7 @@ static void a_put_may_begin_within_the_prompt(void **state)
     put(&r, 1, 3);
     settle(&r);
     op = put_from(&r, 1, 3, 6);
-    struct fk_job *job = fk_core_take_job(r.core, r.space, 0);
+    struct fk_job *job = fk_core_take_job(r.core, r.instance, 0);
     assert_int_equal(job->n, 3);
     assert_int_equal(job->pages[0], 0);             /* pages count from first */
     fk_core_job_done(r.core, job, 3, 0, r.now);
@@ -140,7 +140,7 @@ static void a_put_may_begin_within_the_prompt(void **state)
     op = put_from(&r, 1, 6, 6);                     /* nothing at all */
     expect_end(&r, op, 0, 0);
     struct fk_core_op_args args = args_of(NULL, NULL);
-    assert_int_equal(fk_core_put(r.core, r.space, r.group, chain_keys(1), 2, 3, &args, r.now, &op),
+    assert_int_equal(fk_core_put(r.core, r.instance, r.group, chain_keys(1), 2, 3, &args, r.now, &op),
                      -EINVAL);
     rig_close(&r);
 }
@@ -161,11 +161,11 @@ static void keys_that_are_no_chain_do_no_harm(void **state)
         for (uint32_t i = 0; i < 8; i++)
             keys[i] = i == hole ? key_of(50 + hole, i) : key_of(1, i);
         struct flexkv_match_result m;
-        fk_core_match(r.core, r.space, keys, 8, r.now, &m);
+        fk_core_match(r.core, r.instance, keys, 8, r.now, &m);
         assert_int_equal(m.blocks, hole);
         if (m.lease)
             fk_core_release(r.core, m.lease);
-        assert_int_equal(fk_core_put(r.core, r.space, r.group, keys, 8, 0, &args, r.now, &op), 0);
+        assert_int_equal(fk_core_put(r.core, r.instance, r.group, keys, 8, 0, &args, r.now, &op), 0);
         settle(&r);
         assert_true(completed(&r, op));
         assert_int_equal(matched(&r, 1, 8), 8);
@@ -177,26 +177,27 @@ static void keys_that_are_no_chain_do_no_harm(void **state)
 static void spaces_do_not_see_each_other(void **state)
 {
     struct rig r;
-    struct fk_core_space_params sp = { .cpu_slots = 16, .ranks = 1 };
+    struct fk_core_space_params sp = { .cpu_slots = 16 };
     struct fk_core_op_args args = args_of(NULL, NULL);
     struct flexkv_match_result m;
-    uint32_t other;
+    uint32_t other, there;
     uint64_t op;
 
     rig_open(&r, &plain);
     assert_int_equal(fk_core_space_add(r.core, &sp, &other), 0);
+    assert_int_equal(fk_core_instance_add(r.core, other, 1, &there), 0);
     put(&r, 1, 4);
     settle(&r);
-    fk_core_match(r.core, other, chain_keys(1), 4, r.now, &m);
+    fk_core_match(r.core, there, chain_keys(1), 4, r.now, &m);
     assert_int_equal(m.blocks, 0);
     assert_int_equal(m.lease, 0);
     uint32_t group = fk_core_space_default_group(r.core, other);
-    assert_int_equal(fk_core_put(r.core, other, group, chain_keys(1), 6, 0, &args, r.now, &op), 0);
-    assert_null(fk_core_take_job(r.core, r.space, 0));
+    assert_int_equal(fk_core_put(r.core, there, group, chain_keys(1), 6, 0, &args, r.now, &op), 0);
+    assert_null(fk_core_take_job(r.core, r.instance, 0));
     settle(&r);
     assert_true(completed(&r, op));
     assert_int_not_equal(r.last.status, 0);
-    assert_int_equal(fk_core_put(r.core, other, group, chain_keys(1), 6, 2, &args, r.now, &op), 0);
+    assert_int_equal(fk_core_put(r.core, there, group, chain_keys(1), 6, 2, &args, r.now, &op), 0);
     assert_true(completed(&r, op));
     assert_int_equal(r.last.status, -ENOENT);
     assert_int_equal(fk_core_space_add(r.core, &sp, &other), -ENOSPC);
@@ -211,14 +212,14 @@ static void a_lease_is_good_once(void **state)
     struct rig r;
     struct fk_core_op_args args = args_of(NULL, NULL);
     uint64_t op;
-    uint32_t space = 77;
+    uint32_t instance = 77;
 
     rig_open(&r, &plain);
     put(&r, 1, 4);
     settle(&r);
     struct flexkv_match_result m = match(&r, 1, 4);
-    assert_int_equal(fk_core_lease_space(r.core, m.lease, &space), 0);
-    assert_int_equal(space, r.space);
+    assert_int_equal(fk_core_lease_instance(r.core, m.lease, &instance), 0);
+    assert_int_equal(instance, r.instance);
     assert_int_equal(fk_core_get(r.core, m.lease, 2, 3, &args, r.now, &op), -EINVAL);
     assert_int_equal(fk_core_get(r.core, m.lease, 5, 0, &args, r.now, &op), -EINVAL);
     assert_int_equal(fk_core_get(r.core, m.lease, 1, UINT32_MAX, &args, r.now, &op), -EINVAL);
@@ -226,10 +227,10 @@ static void a_lease_is_good_once(void **state)
     uint64_t second;
     assert_int_equal(fk_core_get(r.core, m.lease, 0, 1, &args, r.now, &second), -ENOENT);
     assert_int_equal(fk_core_release(r.core, m.lease), -ENOENT);
-    assert_int_equal(fk_core_lease_space(r.core, m.lease, &space), -ENOENT);
+    assert_int_equal(fk_core_lease_instance(r.core, m.lease, &instance), -ENOENT);
     assert_int_equal(fk_core_release(r.core, 0), -ENOENT);
     assert_int_equal(fk_core_release(r.core, UINT64_MAX), -ENOENT);
-    struct fk_job *job = fk_core_take_job(r.core, r.space, 0);
+    struct fk_job *job = fk_core_take_job(r.core, r.instance, 0);
     assert_int_equal(job->n, 2);
     assert_int_equal(job->slots[0], where(&r, 1, 1).cpu_slot);
     fk_core_job_done(r.core, job, 2, 0, r.now);
@@ -299,7 +300,7 @@ static void cancel_before_the_copy_begins(void **state)
     uint64_t op = put(&r, 1, 4);
     assert_int_equal(fk_core_cancel(r.core, op, r.now), 0);
     assert_false(completed(&r, op));                /* the agents may be at it */
-    struct fk_job *job = fk_core_take_job(r.core, r.space, 0);
+    struct fk_job *job = fk_core_take_job(r.core, r.instance, 0);
     assert_true(job->cancelled);
     fk_core_job_done(r.core, job, 0, -ECANCELED, r.now);
     expect_end(&r, op, -ECANCELED, 0);
@@ -317,10 +318,10 @@ static void cancel_of_a_copied_get_is_still_a_cancel(void **state)
     put(&r, 1, 4);
     settle(&r);
     uint64_t op = get_chain(&r, 1, 4);
-    fk_core_job_done(r.core, fk_core_take_job(r.core, r.space, 0), 4, 0, r.now);
+    fk_core_job_done(r.core, fk_core_take_job(r.core, r.instance, 0), 4, 0, r.now);
     assert_int_equal(fk_core_cancel(r.core, op, r.now), 0);
     assert_int_equal(fk_core_cancel(r.core, op, r.now), 0);         /* again: nothing new */
-    fk_core_job_done(r.core, fk_core_take_job(r.core, r.space, 1), 4, 0, r.now);
+    fk_core_job_done(r.core, fk_core_take_job(r.core, r.instance, 1), 4, 0, r.now);
     expect_end(&r, op, -ECANCELED, 0);
     rig_close(&r);
 }
@@ -346,7 +347,7 @@ static void cancelled_parents_take_their_children_with_them(void **state)
 
     rig_open(&r, &plain);
     uint64_t first = put(&r, 1, 4), second = put(&r, 1, 8);
-    struct fk_job *a = fk_core_take_job(r.core, r.space, 0), *b = fk_core_take_job(r.core, r.space, 0);
+    struct fk_job *a = fk_core_take_job(r.core, r.instance, 0), *b = fk_core_take_job(r.core, r.instance, 0);
     assert_int_equal(b->n, 4);
     fk_core_job_done(r.core, b, 4, 0, r.now);
     expect_end(&r, second, 0, 8);
@@ -366,7 +367,7 @@ static void a_late_operation_times_out(void **state)
 
     rig_open(&r, &plain);
     uint64_t op = put(&r, 1, 4);
-    struct fk_job *job = fk_core_take_job(r.core, r.space, 0);
+    struct fk_job *job = fk_core_take_job(r.core, r.instance, 0);
     assert_true(fk_core_next_wakeup(r.core) <= r.now + 1000000);
     pass_time(&r, 999999);
     assert_false(job->cancelled);
@@ -388,14 +389,14 @@ static void a_hanging_agent_keeps_its_slots(void **state)
 
     rig_open(&r, &(struct rig_params){ .cpu = 4 });
     uint64_t op = put(&r, 1, 4);
-    struct fk_job *job = fk_core_take_job(r.core, r.space, 0);
+    struct fk_job *job = fk_core_take_job(r.core, r.instance, 0);
     pass_time(&r, 1000000);
     assert_false(completed(&r, op));
     pass_time(&r, 100000);
     expect_end(&r, op, -ETIMEDOUT, 0);
     assert_int_equal(r.last.flags, FLEXKV_COMPLETION_PAGES_BUSY);
     assert_int_equal(fk_core_cancel(r.core, op, r.now), -ENOENT);
-    assert_false(fk_core_space_idle(r.core, r.space));
+    assert_false(fk_core_instance_idle(r.core, r.instance));
     uint64_t other = put(&r, 2, 1);
     expect_end(&r, other, -ENOSPC, 0);
     expect_sound(&r);
@@ -405,7 +406,7 @@ static void a_hanging_agent_keeps_its_slots(void **state)
     expect_end(&r, other, -ENOSPC, 0);
     pass_time(&r, 60000000);
     fk_core_job_done(r.core, job, 0, -EIO, r.now);
-    assert_true(fk_core_space_idle(r.core, r.space));
+    assert_true(fk_core_instance_idle(r.core, r.instance));
     assert_int_equal(stats_of(&r).cpu.free_slots, 4);
     rig_close(&r);
 }
@@ -418,10 +419,10 @@ static void a_shorter_deadline_counts(void **state)
 
     rig_open(&r, &plain);
     args.deadline_us = r.now + 5000;
-    assert_int_equal(fk_core_put(r.core, r.space, r.group, chain_keys(1), 2, 0, &args, r.now, &op), 0);
+    assert_int_equal(fk_core_put(r.core, r.instance, r.group, chain_keys(1), 2, 0, &args, r.now, &op), 0);
     assert_true(fk_core_next_wakeup(r.core) <= r.now + 5000);
     pass_time(&r, 5000);
-    assert_true(fk_core_take_job(r.core, r.space, 0)->cancelled);
+    assert_true(fk_core_take_job(r.core, r.instance, 0)->cancelled);
     pass_time(&r, 100000);
     expect_end(&r, op, -ETIMEDOUT, 0);
     fk_core_destroy(r.core);                        /* with a job out */
@@ -435,14 +436,14 @@ static void a_rank_that_leaves_fails_what_is_under_way(void **state)
     put(&r, 1, 4);
     settle(&r);
     uint64_t a = get_chain(&r, 1, 4), b = put(&r, 2, 4);
-    fk_core_fail_space_ops(r.core, r.space, -ENOTCONN, r.now);
-    assert_false(fk_core_space_idle(r.core, r.space));
+    fk_core_fail_ops(r.core, r.instance, -ENOTCONN, r.now);
+    assert_false(fk_core_instance_idle(r.core, r.instance));
     for (int rank = 0; rank < 2; rank++)
-        for (struct fk_job *j; (j = fk_core_take_job(r.core, r.space, (uint32_t)rank)) != NULL;) {
+        for (struct fk_job *j; (j = fk_core_take_job(r.core, r.instance, (uint32_t)rank)) != NULL;) {
             assert_true(j->cancelled);
             fk_core_job_done(r.core, j, 0, -ECANCELED, r.now);
         }
-    assert_true(fk_core_space_idle(r.core, r.space));
+    assert_true(fk_core_instance_idle(r.core, r.instance));
     assert_true(completed(&r, a) && completed(&r, b));
     assert_int_equal(r.last.status, -ENOTCONN);
     rig_close(&r);
@@ -458,7 +459,7 @@ static void a_full_cache_stores_a_leading_part(void **state)
     uint64_t op;
 
     rig_open(&r, &plain);
-    assert_int_equal(fk_core_put(r.core, r.space, r.group, chain_keys(1), 100, 0, &args, r.now, &op), 0);
+    assert_int_equal(fk_core_put(r.core, r.instance, r.group, chain_keys(1), 100, 0, &args, r.now, &op), 0);
     settle(&r);
     expect_end(&r, op, -ENOSPC, 64);
     for (int i = 0; i < 100; i++)
@@ -528,17 +529,17 @@ static void quotas_hold(void **state)
     kept.guaranteed[0] = 45;
     assert_int_equal(fk_core_group_add(r.core, r.space, &kept, &g_kept), -EINVAL);
 
-    assert_int_equal(fk_core_put(r.core, r.space, g_small, chain_keys(1), 12, 0, &args, r.now, &op), 0);
+    assert_int_equal(fk_core_put(r.core, r.instance, g_small, chain_keys(1), 12, 0, &args, r.now, &op), 0);
     settle(&r);
     expect_end(&r, op, -ENOSPC, 8);
-    assert_int_equal(fk_core_put(r.core, r.space, g_small, chain_keys(2), 5, 0, &args, r.now, &op), 0);
+    assert_int_equal(fk_core_put(r.core, r.instance, g_small, chain_keys(2), 5, 0, &args, r.now, &op), 0);
     settle(&r);
     expect_end(&r, op, 0, 5);                       /* its own older blocks made room */
     assert_int_equal(matched(&r, 1, 12), 3);
     op = put(&r, 3, 64);
     settle(&r);
     assert_true(r.last.blocks_ok <= 44);            /* twenty are promised */
-    assert_int_equal(fk_core_put(r.core, r.space, g_kept, chain_keys(4), 20, 0, &args, r.now, &op), 0);
+    assert_int_equal(fk_core_put(r.core, r.instance, g_kept, chain_keys(4), 20, 0, &args, r.now, &op), 0);
     settle(&r);
     expect_end(&r, op, 0, 20);
     for (uint32_t c = 5; c < 15; c++) {
@@ -560,7 +561,7 @@ static void reset_drops_all_and_ends_all(void **state)
     settle(&r);
     struct flexkv_match_result m = match(&r, 1, 8);
     uint64_t get_op = get_chain(&r, 1, 8), put_op = put(&r, 2, 8);
-    struct fk_job *g = fk_core_take_job(r.core, r.space, 0);
+    struct fk_job *g = fk_core_take_job(r.core, r.instance, 0);
     fk_core_reset(r.core, r.now);
     expect_sound(&r);
     assert_int_equal(fk_core_release(r.core, m.lease), -ENOENT);
@@ -568,7 +569,7 @@ static void reset_drops_all_and_ends_all(void **state)
     assert_int_equal(stats_of(&r).cpu.free_slots, 48);      /* two jobs still hold theirs */
     fk_core_job_done(r.core, g, 8, 0, r.now);
     expect_end(&r, get_op, -ECANCELED, 0);
-    struct fk_job *p = fk_core_take_job(r.core, r.space, 0);
+    struct fk_job *p = fk_core_take_job(r.core, r.instance, 0);
     fk_core_job_done(r.core, p, 8, 0, r.now);
     expect_end(&r, put_op, -ECANCELED, 0);
     assert_int_equal(matched(&r, 2, 8), 0);         /* its bytes came after the reset */

@@ -199,7 +199,7 @@ static void groups_are_found_again_by_their_tags(void **state)
     assert_int_equal(matched(&r, 2, 10), 10);
     struct fk_core_op_args args = args_of(NULL, NULL);
     uint64_t op;
-    assert_int_equal(fk_core_put(r.core, r.space, group, chain_keys(3), 3, 0, &args, r.now, &op), 0);
+    assert_int_equal(fk_core_put(r.core, r.instance, group, chain_keys(3), 3, 0, &args, r.now, &op), 0);
     settle(&r);
     assert_true(where(&r, 3, 2).ssd_ready);
     assert_int_equal(r.ssd[where(&r, 3, 0).ssd_slot].tag, 77);

@@ -113,7 +113,7 @@ static void a_slot_being_written_is_not_reused(void **state)
             assert_int_not_equal(where(&r, 2, i).cpu_slot, q[k].cpu_slot);
     fk_core_reset(r.core, r.now);
     put(&r, 3, 8);
-    for (struct fk_job *j; (j = fk_core_take_job(r.core, r.space, 0)) != NULL;) {
+    for (struct fk_job *j; (j = fk_core_take_job(r.core, r.instance, 0)) != NULL;) {
         for (uint32_t i = 0; i < j->n; i++)
             for (uint32_t k = 0; k < 4; k++)
                 assert_int_not_equal(j->slots[i], q[k].cpu_slot);
@@ -492,7 +492,7 @@ static void random_take(struct random_run *t)
             ssd_carry_out(t->r, &t->out[i]);        /* in the order taken */
     }
     for (uint32_t rank = 0; rank < t->r->ranks && t->n_jobs < 256; rank++) {
-        struct fk_job *j = fk_core_take_job(t->r->core, t->r->space, rank);
+        struct fk_job *j = fk_core_take_job(t->r->core, t->r->instance, rank);
         if (j)
             t->jobs[t->n_jobs++] = j;
     }
