@@ -102,6 +102,12 @@ static void rare_step(struct sim *s)
         s->rough_since_quiet |= sim_disk_rot(&s->disk, c->faults.tables, &s->rng);
     else if (what == 5 && !c->calm && sim_chance(s, 4))
         sim_do_fail_space(s);
+    else if (what == 6 && !c->calm && sim_chance(s, 3))
+        sim_do_client_dies(s);
+    else if (what == 7 && !c->calm && sim_chance(s, 3))
+        sim_agent_dies(s);
+    else if (what == 7 && !c->calm && sim_chance(s, 3))
+        sim_do_costs(s);
 }
 
 static void step(struct sim *s)

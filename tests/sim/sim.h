@@ -29,6 +29,7 @@
 #define SIM_MAX_LEASES 24
 #define SIM_PROMPTS 24
 #define SIM_AGENT_JOBS 4
+#define SIM_OLD_INSTANCES 4
 #define SIM_DONES 256
 
 struct sim_space_config {
@@ -70,7 +71,7 @@ struct sim_prompt { uint32_t ns, n; uint32_t keys[SIM_MAX_CHAIN], tokens[SIM_MAX
 struct sim_op {
     bool used, open;                        /* used and not open: its pages are still busy */
     uint64_t id, deadline, started, late_us; /* late: the shell was held up so long */
-    uint32_t kind, space, ns, n, epoch;
+    uint32_t kind, space, instance, ns, n, epoch;
     bool cancelled, was_all_cpu;
     uint32_t held;                          /* blocks (bits) that the get keeps from eviction */
     uint32_t under_way;                     /* blocks (bits) that another put was storing */
@@ -118,6 +119,8 @@ struct sim_page { uint32_t op, block; };    /* op FK_NONE: free */
 struct sim_space {
     const struct sim_space_config *config;
     uint32_t id, instance, slot_bytes, default_group, group[SIM_MAX_NS];
+    uint32_t old[SIM_OLD_INSTANCES], n_old; /* whose client is gone, and whose jobs are not over */
+    bool costs;                             /* matches may be cut */
     uint8_t fingerprint[16];
     uint8_t *pool;
     uint8_t *mem[SIM_MAX_RANKS];            /* pages */
@@ -232,6 +235,10 @@ void sim_forget_callers(struct sim *s);         /* the process died: ops and lea
 uint32_t sim_open_ops(const struct sim *s);
 void sim_do_reset(struct sim *s);
 void sim_do_fail_space(struct sim *s);
+void sim_do_client_dies(struct sim *s);
+void sim_do_costs(struct sim *s);
+void sim_agent_dies(struct sim *s);
+void sim_old_instances(struct sim *s, struct sim_space *sp);
 
 /* ---- sim_agent.c ---- */
 bool sim_agent_step(struct sim *s);             /* false: no agent had anything due */

@@ -75,6 +75,7 @@ static void job_over(struct sim *s, struct sim_agent *a, uint32_t i, uint32_t ok
     bool last;
 
     SIM_CHECK(s, u, "sim: job without use");
+    struct sim_space *sp = &s->space[u->space];
     SIM_TRACE(s, "agent space %u rank %u job %u done ok=%u/%u status=%d", u->space,
               (unsigned)(a - s->space[u->space].agent), job->id, ok, job->n, status);
     a->jobs[i] = a->jobs[--a->n];
@@ -87,21 +88,36 @@ static void job_over(struct sim *s, struct sim_agent *a, uint32_t i, uint32_t ok
     sim_mix(s, ok * 1000 + (uint32_t)-status);
     sim_expire_leases(s);
     fk_core_job_done(s->core, job, ok, status, s->now);
+    sim_old_instances(s, sp);
     sim_after(s, SIM_CALL_JOB);
 }
 
-static void agent_take(struct sim *s, struct sim_space *sp, uint32_t rank)
+/* Of the space's instance, or of one whose client is gone. */
+static struct fk_job *next_job(struct sim *s, struct sim_space *sp, uint32_t rank)
+{
+    struct fk_job *job = NULL;
+
+    for (uint32_t i = 0; !job && i < sp->n_old; i++) {
+        job = fk_core_take_job(s->core, sp->old[i], rank);
+        SIM_CHECK(s, !job || job->instance == sp->old[i], "job of another instance");
+    }
+    if (job)
+        return job;
+    job = fk_core_take_job(s->core, sp->instance, rank);
+    SIM_CHECK(s, !job || job->instance == sp->instance, "job of another instance");
+    return job;
+}
+
+static bool agent_take(struct sim *s, struct sim_space *sp, uint32_t rank)
 {
     struct sim_agent *a = &sp->agent[rank];
-    struct fk_job *job = fk_core_take_job(s->core, sp->instance, rank);
+    struct fk_job *job = next_job(s, sp, rank);
 
     if (!job)
-        return;
+        return false;
     SIM_TRACE(s, "agent space %u rank %u takes job %u: %s %u blocks%s", (unsigned)(sp - s->space),
               rank, job->id, job->to_engine ? "get" : "put", job->n,
               atomic_load(&job->cancelled) ? " (cancelled)" : "");
-    SIM_CHECK(s, job->instance == sp->instance, "job of instance %u given to %u", job->instance,
-              sp->instance);
     for (uint32_t i = 0; i < a->n; i++)
         SIM_CHECK(s, a->jobs[i].job != job, "job %u given twice to rank %u", job->id, rank);
     if (!use_find(s, job))
@@ -116,6 +132,7 @@ static void agent_take(struct sim *s, struct sim_space *sp, uint32_t rank)
     if (s->config.stalls && sim_chance(s, 60))      /* past the deadline, past the grace */
         a->stalled_until = s->now + sim_range(s, 1, (uint32_t)(s->config.core.op_timeout_us +
                                                                s->config.core.cancel_grace_us) * 2);
+    return true;
 }
 
 static void copy_block(struct sim *s, struct sim_space *sp, uint32_t rank,
@@ -155,6 +172,28 @@ static void job_step(struct sim *s, struct sim_space *sp, uint32_t rank, uint32_
     }
 }
 
+/* A worker is killed: what it had, and was about to get, has failed; a new one is there at once. */
+void sim_agent_dies(struct sim *s)
+{
+    uint32_t at = sim_below(s, s->config.n_spaces);
+    struct sim_space *sp = &s->space[at];
+    uint32_t rank = sim_below(s, sp->config->ranks);
+    struct sim_agent *a = &sp->agent[rank];
+
+    SIM_TRACE(s, "agent space %u rank %u dies", at, rank);
+    for (uint32_t i = 0; i < SIM_MAX_OPS; i++)
+        if (s->ops[i].space == at)
+            sim_op_let_go(s, &s->ops[i], ~0u);
+    sim_expire_leases(s);
+    fk_core_fail_ops(s->core, sp->instance, -ENOTCONN, s->now);
+    sim_after(s, SIM_CALL_CANCEL);
+    do {
+        while (a->n)
+            job_over(s, a, 0, 0, -ENOTCONN);
+    } while (agent_take(s, sp, rank));
+    a->stalled_until = 0;
+}
+
 bool sim_agent_step(struct sim *s)
 {
     uint32_t pick = sim_below(s, s->config.n_spaces * SIM_MAX_RANKS);
@@ -166,7 +205,7 @@ bool sim_agent_step(struct sim *s)
         if (rank >= sp->config->ranks || a->stalled_until > s->now)
             continue;
         if (a->n < SIM_AGENT_JOBS && (a->n == 0 || sim_chance(s, 2)))
-            agent_take(s, sp, rank);
+            (void)agent_take(s, sp, rank);
         if (!a->n || a->stalled_until > s->now)
             continue;
         uint32_t i = sim_below(s, a->n);

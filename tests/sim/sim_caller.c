@@ -93,6 +93,7 @@ static struct sim_op *op_new(struct sim *s, uint32_t kind, uint32_t space, uint3
             continue;
         memset(op, 0, sizeof(*op));
         *op = (struct sim_op){ .used = true, .open = true, .kind = kind, .space = space, .ns = ns,
+                               .instance = s->space[space].instance,
                                .n = n, .epoch = s->epoch, .started = s->now,
                                .epoch_floor = s->space[space].epoch_floor };
         memcpy(op->keys, keys, n * sizeof(*keys));
@@ -161,7 +162,7 @@ static void reclaim_busy_pages(struct sim *s)
     for (uint32_t i = 0; i < SIM_MAX_OPS; i++) {
         struct sim_op *op = &s->ops[i];
         if (op->used && !op->open && op->jobs_out == 0 &&
-            fk_core_instance_idle(s->core, s->space[op->space].instance))
+            fk_core_instance_idle(s->core, op->instance))
             pages_give_back(s, op);
     }
 }
@@ -349,6 +350,9 @@ static void check_match(struct sim *s, const uint32_t *keys, uint32_t n, uint32_
             break;
         cpu += k->there[FK_TIER_CPU];
     }
+    if (s->space[space].costs && r->blocks < m)     /* cut to what is worth loading */
+        for (; m > r->blocks; m--)
+            cpu -= s->keys.data[keys[m - 1]].there[FK_TIER_CPU];
     SIM_CHECK(s, r->blocks == m && r->cpu_blocks == cpu && r->ssd_blocks == m - cpu,
               "match: %u blocks (%u cpu, %u ssd); by the events %u (%u, %u)", r->blocks,
               r->cpu_blocks, r->ssd_blocks, m, cpu, m - cpu);
@@ -553,6 +557,53 @@ void sim_do_fail_space(struct sim *s)
     sim_expire_leases(s);
     fk_core_fail_ops(s->core, s->space[space].instance, -ENOTCONN, s->now);
     sim_after(s, SIM_CALL_CANCEL);
+}
+
+/* A client dies with all its leases and operations; another takes its place at once. */
+void sim_do_client_dies(struct sim *s)
+{
+    uint32_t at = sim_below(s, s->config.n_spaces);
+    struct sim_space *sp = &s->space[at];
+
+    if (sp->n_old == SIM_OLD_INSTANCES)
+        return;
+    SIM_TRACE(s, "client of space %u dies", at);
+    for (uint32_t i = s->n_leases; i-- > 0;)
+        if (s->leases[i].space == at)
+            lease_remove(s, i);
+    for (uint32_t i = 0; i < SIM_MAX_OPS; i++)
+        if (s->ops[i].space == at)
+            sim_op_let_go(s, &s->ops[i], ~0u);
+    sim_expire_leases(s);
+    fk_core_instance_end(s->core, sp->instance, -ECANCELED, s->now);
+    sp->old[sp->n_old++] = sp->instance;
+    int rc = fk_core_instance_add(s->core, sp->id, sp->config->ranks, &sp->instance);
+    SIM_CHECK(s, rc == 0, "fk_core_instance_add: %d", rc);
+    sim_old_instances(s, sp);
+    sim_after(s, SIM_CALL_CANCEL);
+}
+
+void sim_old_instances(struct sim *s, struct sim_space *sp)
+{
+    for (uint32_t i = sp->n_old; i-- > 0;) {
+        if (!fk_core_instance_idle(s->core, sp->old[i]))
+            continue;
+        fk_core_instance_remove(s->core, sp->old[i]);
+        sp->old[i] = sp->old[--sp->n_old];
+    }
+}
+
+/* Tiers get faster or slower than computing, or nothing is known of them. */
+void sim_do_costs(struct sim *s)
+{
+    struct sim_space *sp = &s->space[sim_below(s, s->config.n_spaces)];
+    struct fk_core_costs costs = { 0 };
+
+    if (sim_chance(s, 2))
+        costs = (struct fk_core_costs){ .copy_us = sim_below(s, 100), .ssd_us = sim_below(s, 400),
+                                        .compute_us = 1 + sim_below(s, 200) };
+    sp->costs = costs.compute_us != 0;
+    fk_core_set_costs(s->core, sp->id, &costs);
 }
 
 void sim_forget_callers(struct sim *s)

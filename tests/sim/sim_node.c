@@ -134,6 +134,8 @@ static void add_space(struct sim *s, uint32_t i)
     }
     int rc = fk_core_space_add(s->core, &p, &sp->id);
     SIM_CHECK(s, rc == 0, "fk_core_space_add: %d", rc);
+    sp->n_old = 0;
+    sp->costs = false;
     rc = fk_core_instance_add(s->core, sp->id, sp->config->ranks, &sp->instance);
     SIM_CHECK(s, rc == 0, "fk_core_instance_add: %d", rc);
     sp->default_group = fk_core_space_default_group(s->core, sp->id);
