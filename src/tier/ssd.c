@@ -185,17 +185,43 @@ static void write_ended(struct fk_ssd *ssd, struct ssd_request *r)
     }
 }
 
+struct run {
+    struct ssd_request *first, *last;
+    uint32_t count;
+};
+
+static void start_run(struct fk_ssd *ssd, struct run *run);
+
+/* One bad sector fails a read of many blocks: those that it did not bring are read one by one. */
+static bool read_alone(struct ssd_io *x, struct ssd_request *r, uint64_t end, int32_t status)
+{
+    struct fk_ssd *ssd = x->ssd;
+    struct run alone = { r, r, 1 };
+
+    if (status != -EIO || x->bytes <= ssd->geometry.slot_bytes || end <= x->done ||
+        r->req.op != FK_IO_READ || ssd->dirs[x->dir].out)
+        return false;
+    r->alone = true;
+    start_run(ssd, &alone);
+    return true;
+}
+
 static void data_io_done(struct ssd_io *x, int32_t status)
 {
     struct fk_ssd *ssd = x->ssd;
     uint64_t slot_bytes = ssd->geometry.slot_bytes, end = 0;
     struct ssd_request *r = x->first;
 
-    ssd_device_result(ssd, x->dir, false, status);
+    if (status >= 0 || !r->alone)       /* the same fault is not counted twice */
+        ssd_device_result(ssd, x->dir, false, status);
     while (end < x->bytes) {
         struct ssd_request *next = r->next;
 
         end = fk_min(end + slot_bytes, (uint64_t)x->bytes);
+        if (read_alone(x, r, end, status)) {
+            r = next;
+            continue;
+        }
         if (status < 0 && end > x->done && r->status == 0)
             r->status = status;
         if (--r->parts == 0) {
@@ -210,11 +236,6 @@ static void data_io_done(struct ssd_io *x, int32_t status)
 }
 
 /* --- building runs --- */
-
-struct run {
-    struct ssd_request *first, *last;
-    uint32_t count;
-};
 
 static bool extends(const struct fk_ssd *ssd, const struct run *run,
                     const struct fk_ssd_req *req)

@@ -33,6 +33,7 @@ struct ssd_request {
     uint32_t epoch;
     uint32_t parts;                     /* I/Os not done */
     int32_t status;
+    bool alone;                         /* second try, after a read of many failed */
 };
 
 enum ssd_io_kind { SSD_IO_DATA, SSD_IO_TABLE, SSD_IO_PROBE, SSD_IO_SYNC };

@@ -35,6 +35,7 @@ struct switch_engine {
     int32_t broken;                     /* -errno of every I/O; 0: works */
     uint32_t stale_below;               /* files with lower numbers fail (they vanished) */
     bool no_open;                       /* open fails too */
+    uint64_t bad_at;                    /* reads over this byte of a data file fail; 0: none */
     uint32_t next_file, to_inner[MAX_FILES];
     bool is_table[MAX_FILES];
     struct fk_io *failed;
@@ -100,8 +101,11 @@ static void sw_submit(struct fk_engine *e, struct fk_io *io)
     bool table = s->is_table[io->file];
 
     *(table ? &s->table_ios : &s->data_ios) += 1;
-    if (s->broken || io->file < s->stale_below) {
-        io->result = s->broken ? s->broken : -EBADF;
+    bool bad = s->bad_at && !table && io->op == FK_IO_READ && io->offset <= s->bad_at &&
+               s->bad_at < io->offset + io->bytes;
+
+    if (s->broken || bad || io->file < s->stale_below) {
+        io->result = s->broken ? s->broken : bad ? -EIO : -EBADF;
         io->next = s->failed;
         s->failed = io;
         return;

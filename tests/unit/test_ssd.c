@@ -346,6 +346,31 @@ static void test_partial_run(void **state)
     rig_free(&r);
 }
 
+/* One bad sector costs one block, not all that were read together. */
+static void test_bad_sector(void **state)
+{
+    enum { N = 8 };
+    struct fk_ssd_req reqs[N];
+    struct rig r;
+
+    rig_init(&r, 1, N, 4096);
+    rig_open(&r);
+    for (uint32_t i = 0; i < N; i++)
+        assert_int_equal(rig_put(&r, i, i), 0);
+    sw(r.engine)->bad_at = SSD_DATA_START + 3 * 4096 + 5;
+    for (uint32_t i = 0; i < N; i++)
+        reqs[i] = read_req(&r, i, i);
+    rig_submit(&r, reqs, N);
+    rig_drain(&r);
+    for (uint32_t i = 0; i < N; i++) {
+        assert_int_equal(r.status[reqs[i].id], i == 3 ? -EIO : 0);
+        if (i != 3)
+            assert_true(is_block(&r, buf_of(&r, i), i));
+    }
+    sw(r.engine)->bad_at = 0;
+    rig_free(&r);
+}
+
 /* --- directories out and back --- */
 
 static uint32_t slot_in(struct rig *r, uint32_t dir)
@@ -524,7 +549,8 @@ int main(void)
         cmocka_unit_test(test_padding), cmocka_unit_test(test_table_order),
         cmocka_unit_test(test_next_wakeup), cmocka_unit_test(test_forget_reset),
         cmocka_unit_test(test_faults), cmocka_unit_test(test_failed_write_empties_record),
-        cmocka_unit_test(test_partial_run), cmocka_unit_test(test_device_out),
+        cmocka_unit_test(test_partial_run),
+        cmocka_unit_test(test_bad_sector), cmocka_unit_test(test_device_out),
         cmocka_unit_test(test_vanished_files), cmocka_unit_test(test_reset_while_out),
         cmocka_unit_test(test_real_full),
     };
