@@ -11,6 +11,9 @@ static const struct {
     int (*run)(int argc, char **argv);
     const char *help;
 } commands[] = {
+    { "serve", cmd_serve, "run a node that engines share: the daemon" },
+    { "status", cmd_status, "show what a daemon holds and whom it serves" },
+    { "top", cmd_top, "watch a daemon, live" },
     { "replay", cmd_replay, "drive a node with a request trace, check every byte" },
     { "bench", cmd_bench, "measure index, hash, copy and SSD against their limits" },
     { "config", cmd_config, "show every option's effective value and its source" },

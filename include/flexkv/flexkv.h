@@ -118,7 +118,7 @@ FLEXKV_API int flexkv_node_listen(flexkv_node *node, const char *address);
  * must not open spaces then. */
 FLEXKV_API int flexkv_node_serve(flexkv_node *node, const char *address);
 /* Waits until the served node has had no client for idle_ms (the first minute of its life does not
- * count, unless a client has come and gone), or until timeout_ms (-1: no limit) are over: 1 idle,
+ * count, unless a client has come and gone; who opens no space is none), or until timeout_ms (-1: no limit) are over: 1 idle,
  * 0 not. */
 FLEXKV_API int flexkv_node_wait_idle(flexkv_node *node, int idle_ms, int timeout_ms);
 /*

@@ -73,11 +73,11 @@ struct client {
     char *address;
     uint64_t timeout_us;
     pthread_mutex_t lock;
-    pthread_cond_t changed;
     pthread_t thread;
     bool has_thread, stop, up;
     bool reopening;                 /* up, but the spaces are not open again yet */
     int fd, event_fd, epoll_fd;
+    int wake_fd;                    /* for the thread: stop, or the connection changed */
     struct fk_msg_reader in;
     uint32_t seq;
     uint64_t op_id;
@@ -105,6 +105,11 @@ static void clear_event(const struct client *c)
     uint64_t count;
 
     (void)!read(c->event_fd, &count, sizeof(count));
+}
+
+static void wake_thread(const struct client *c)
+{
+    (void)!write(c->wake_fd, &(uint64_t){ 1 }, sizeof(uint64_t));
 }
 
 /* ---- operations under way ---- */
@@ -157,7 +162,7 @@ static void go_down(struct client *c, const char *why)
     }
     c->calls = NULL;
     set_event(c);
-    pthread_cond_broadcast(&c->changed);
+    wake_thread(c);
 }
 
 /* ---- reading, with the lock ---- */
@@ -446,28 +451,35 @@ static int reconnect(struct client *c)
     return 0;
 }
 
-static void pause_us(struct client *c, uint64_t us)
+/* Without the lock while it sleeps: until the time is over, somebody wakes it, or the connection ends,
+ * which an engine that asks nothing would not notice. */
+static void sleep_ms(struct client *c, int ms)
 {
-    uint64_t at = fk_clock_us() + us;
-    struct timespec ts = { .tv_sec = (time_t)(at / 1000000), .tv_nsec = (long)(at % 1000000) * 1000 };
+    struct pollfd p[2] = { { .fd = c->wake_fd, .events = POLLIN },
+                           { .fd = c->fd, .events = POLLRDHUP } };
+    uint64_t count;
 
-    if (!c->stop)
-        (void)pthread_cond_timedwait(&c->changed, &c->lock, &ts);
+    pthread_mutex_unlock(&c->lock);
+    (void)poll(p, 2, ms);
+    (void)!read(c->wake_fd, &count, sizeof(count));
+    pthread_mutex_lock(&c->lock);
+    if (c->up && c->fd == p[1].fd && p[1].revents)
+        (void)drain(c);
 }
 
 static void *client_main(void *arg)
 {
     struct client *c = arg;
-    uint64_t pause = RETRY_MIN_MS;
+    int pause = RETRY_MIN_MS;
 
     pthread_mutex_lock(&c->lock);
     while (!c->stop) {
         if (c->up) {
-            pthread_cond_wait(&c->changed, &c->lock);
+            sleep_ms(c, -1);
             pause = RETRY_MIN_MS;
         } else if (reconnect(c)) {
-            pause_us(c, pause * 1000);
-            pause = fk_min(pause * 2, (uint64_t)RETRY_MAX_MS);
+            sleep_ms(c, pause);
+            pause = fk_min(pause * 2, RETRY_MAX_MS);
         }
     }
     pthread_mutex_unlock(&c->lock);
@@ -869,10 +881,11 @@ static void client_close(flexkv_node *node)
     }
     pthread_mutex_lock(&c->lock);
     c->stop = true;
-    pthread_cond_broadcast(&c->changed);
     pthread_mutex_unlock(&c->lock);
-    if (c->has_thread)
+    if (c->has_thread) {
+        wake_thread(c);
         pthread_join(c->thread, NULL);
+    }
     while (c->namespaces) {
         struct client_namespace *next = c->namespaces->next;
         free_namespace(c->namespaces);
@@ -888,6 +901,8 @@ static void client_close(flexkv_node *node)
         close(c->fd);
     if (c->event_fd >= 0)
         close(c->event_fd);
+    if (c->wake_fd >= 0)
+        close(c->wake_fd);
     if (c->epoll_fd >= 0)
         close(c->epoll_fd);
     fk_vec_free(&c->completed);
@@ -919,17 +934,13 @@ static int read_config(struct client *c, const flexkv_config *given)
 static int prepare(struct client *c)
 {
     struct epoll_event e = { .events = EPOLLIN };
-    pthread_condattr_t mono;
 
-    pthread_condattr_init(&mono);
-    pthread_condattr_setclock(&mono, CLOCK_MONOTONIC);
     pthread_mutex_init(&c->lock, NULL);
-    pthread_cond_init(&c->changed, &mono);
-    pthread_condattr_destroy(&mono);
     c->event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    c->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     c->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
     e.data.fd = c->event_fd;
-    if (!c->address || c->event_fd < 0 || c->epoll_fd < 0 ||
+    if (!c->address || c->event_fd < 0 || c->wake_fd < 0 || c->epoll_fd < 0 ||
         epoll_ctl(c->epoll_fd, EPOLL_CTL_ADD, c->event_fd, &e) < 0)
         return fk_api_fail(-ENOMEM, "cannot set up a client");
     return 0;
@@ -945,7 +956,7 @@ FLEXKV_API int flexkv_node_connect(const flexkv_config *config, const char *addr
     if (!c)
         return fk_api_fail(-ENOMEM, "out of memory");
     c->pub.vt = &client_vt;
-    c->fd = c->event_fd = c->epoll_fd = -1;
+    c->fd = c->event_fd = c->wake_fd = c->epoll_fd = -1;
     c->op_id = fk_clock_us() << 16;     /* unlike those of a client that was here before */
     c->address = strdup(address);
     int rc = read_config(c, config);

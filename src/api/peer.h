@@ -71,7 +71,8 @@ int fk_session_handle(struct fk_session *session, const struct fk_msg *msg, cons
 int fk_session_flush(struct fk_session *session);
 /* Answers what threads of their own have done meanwhile. */
 int fk_session_finish_slow(struct fk_session *session);
-void fk_session_destroy(struct fk_session *session);
+/* Returns whether it had ever asked for a space: who only looks is no user. */
+bool fk_session_destroy(struct fk_session *session);
 uint64_t fk_session_id(const struct fk_session *session);
 /* A completion of an operation whose user_data is a session's. */
 void fk_session_complete(const flexkv_completion *c);
@@ -89,14 +90,16 @@ struct fk_server {
     struct fk_watch listening, woken, completed;
     struct fk_peer *peers;          /* changes under node->lock */
     uint64_t next_session;
-    uint64_t idle_since_us;         /* 0: there is a client; under node->lock */
-    uint32_t n_sessions;            /* under node->lock */
+    uint64_t idle_since_us;         /* 0: there is a user; under node->lock */
+    uint32_t n_users;               /* sessions that have asked for a space; under node->lock */
     _Atomic uint32_t n_slow;        /* requests that threads of their own carry out */
 };
 
 int fk_server_watch(struct fk_server *server, int fd, struct fk_watch *source, bool writable);
 void fk_server_unwatch(struct fk_server *server, int fd);
 void fk_server_rewatch(struct fk_server *server, int fd, struct fk_watch *source, bool writable);
+/* A session asks for its first space. */
+void fk_server_note_user(struct fk_server *server);
 /* With the lock. */
 bool fk_server_has_session(const struct fk_node *node, uint64_t id);
 int fk_server_session_pid(const struct fk_node *node, uint64_t id);

@@ -64,17 +64,12 @@ static void turn_away(struct fk_peer *p, int rc)
 
 static int greet_client(struct fk_peer *p)
 {
-    struct fk_server *sv = p->server;
     struct fk_wire_welcome_client w = { FK_WIRE_VERSION, (uint32_t)getpid() };
     struct iovec v = { &w, sizeof(w) };
 
     p->session = fk_session_create(p);
     if (!p->session)
         return fk_api_fail(-ENOMEM, "out of memory");
-    pthread_mutex_lock(&sv->node->lock);
-    sv->n_sessions++;
-    sv->idle_since_us = 0;
-    pthread_mutex_unlock(&sv->node->lock);
     return fk_msg_send(p->fd, FK_WIRE_WELCOME_CLIENT, &v, 1, NULL, 0,
                        fk_clock_us() + ERROR_TIMEOUT_US);
 }
@@ -177,9 +172,17 @@ static void take_connection(struct fk_watch *source)
     }
 }
 
-static void note_session_end(struct fk_server *sv)
+void fk_server_note_user(struct fk_server *sv)
 {
-    if (--sv->n_sessions == 0)
+    pthread_mutex_lock(&sv->node->lock);
+    sv->n_users++;
+    sv->idle_since_us = 0;
+    pthread_mutex_unlock(&sv->node->lock);
+}
+
+static void note_session_end(struct fk_server *sv, bool user)
+{
+    if (user && --sv->n_users == 0)
         sv->idle_since_us = fk_clock_us();
     pthread_cond_broadcast(&sv->node->idle);
 }
@@ -189,10 +192,10 @@ static void free_peer(struct fk_peer *p)
     struct fk_node *node = p->server->node;
 
     if (p->session) {
-        fk_session_destroy(p->session);
+        bool user = fk_session_destroy(p->session);
         pthread_mutex_lock(&node->lock);
         p->session = NULL;
-        note_session_end(p->server);
+        note_session_end(p->server, user);
         pthread_mutex_unlock(&node->lock);
     }
     if (p->link)
@@ -487,11 +490,12 @@ FLEXKV_API int flexkv_node_wait_idle(flexkv_node *pub, int idle_ms, int timeout_
     if (pub->vt != &fk_local_vt || !node->server)
         return fk_api_fail(-EINVAL, "the node does not serve anybody");
     pthread_mutex_lock(&node->lock);
-    for (uint64_t now; (now = fk_clock_us()) < end;) {
+    for (;;) {
+        uint64_t now = fk_clock_us();
         uint64_t since = node->server->idle_since_us;
         uint64_t ready = since ? since + (uint64_t)idle_ms * 1000 : UINT64_MAX;
         idle = ready <= now;
-        if (idle)
+        if (idle || now >= end)
             break;
         (void)fk_node_wait(node, fk_min(fk_min(ready, end), now + 1000000));
     }

@@ -45,7 +45,7 @@ struct fk_session {
     FK_VEC(struct fk_namespace *) namespaces;
     FK_VEC(uint8_t) out;
     size_t out_at;                  /* sent so far */
-    bool watching_write;
+    bool watching_write, user;
     struct session_op *ops;
     struct slow *slow;              /* under node->lock */
 };
@@ -251,6 +251,9 @@ static int handle_space(struct fk_session *s, const uint8_t *payload, size_t byt
     if (bytes - sizeof(r) != r.fingerprint_bytes || !memchr(r.name, 0, sizeof(r.name)) ||
         !memchr(r.instance, 0, sizeof(r.instance)))
         return -EPROTO;
+    if (!s->user)
+        fk_server_note_user(s->peer->server);
+    s->user = true;
     struct slow *job = calloc(1, sizeof(*job));
     if (!job || !(job->fingerprint = malloc(r.fingerprint_bytes + 1u))) {
         free(job);
@@ -564,9 +567,10 @@ int fk_session_handle(struct fk_session *s, const struct fk_msg *msg, const uint
 
 /* ---- the end ---- */
 
-void fk_session_destroy(struct fk_session *s)
+bool fk_session_destroy(struct fk_session *s)
 {
     struct fk_node *node = s->node;
+    bool user = s->user;
 
     for (struct session_op *op = s->ops; op; op = op->next)
         op->session = NULL;             /* they come back as completions */
@@ -588,4 +592,5 @@ void fk_session_destroy(struct fk_session *s)
     fk_vec_free(&s->namespaces);
     fk_vec_free(&s->out);
     free(s);
+    return user;
 }

@@ -103,9 +103,16 @@ int fk_socket_connect(const char *address, int *fd, char *error, size_t bytes)
     if (rc)
         return rc;
     rc = connect_to(&a, fd);
-    return rc ? fail(error, bytes, rc, "%s: %s", address,
-                     rc == -ECONNREFUSED || rc == -ENOENT ? "nobody answers there" : strerror(-rc))
-              : 0;
+    if (rc)
+        return fail(error, bytes, rc, "%s: %s", address,
+                    rc == -ECONNREFUSED || rc == -ENOENT ? "nobody answers there" : strerror(-rc));
+    uid_t uid = (uid_t)-1;
+    pid_t pid = peer(*fd, &uid);
+    if (uid == geteuid() || uid == 0)
+        return 0;
+    close(*fd);                     /* whoever took the name first: its bytes are not to be trusted */
+    return fail(error, bytes, -EPERM, "%s: process %d, which listens there, belongs to user %d, not to "
+                "this one", address, (int)pid, (int)uid);
 }
 
 /* ---- listening ---- */
@@ -196,7 +203,6 @@ int fk_listener_open(const char *address, struct fk_listener *l, char *error, si
     int rc = parse(address, &a, error, bytes);
     if (rc)
         return rc;
-    l->abstract = a.abstract;
     if (!a.abstract) {
         rc = lock_path(a.un.sun_path, &l->lock_fd);
         if (rc)
@@ -230,7 +236,7 @@ int fk_listener_accept(const struct fk_listener *l, int *fd, pid_t *pid)
     if (s < 0)
         return -errno;
     *pid = peer(s, &uid);
-    if (l->abstract && uid != geteuid() && uid != 0) {
+    if (uid != geteuid() && uid != 0) {
         close(s);
         return -EPERM;
     }

@@ -3,8 +3,9 @@
  * who is at the other end, messages, and file descriptors that travel with them.
  *
  *   ipc://PATH    a socket file, mode 0600. One that a dead process left behind is replaced.
- *   ipc://@NAME   an abstract socket: gone with its process, whatever ends it. Only processes of the
- *                 same user (or root) are let in.
+ *   ipc://@NAME   an abstract socket: gone with its process, whatever ends it
+ *
+ * Either way both ends must belong to the same user, or the other one to root.
  *
  * A message is a header (struct fk_msg), a payload in the machine's own byte order, and zeros up to
  * a multiple of 8, so that every payload is aligned. No locks:
@@ -25,7 +26,6 @@
 struct fk_listener {
     int fd;
     int lock_fd;                    /* holds the abstract name that stands for the path; or -1 */
-    bool abstract;
     char path[108];
 };
 
@@ -35,7 +35,8 @@ void fk_listener_close(struct fk_listener *l);
 /* A connection, non-blocking; -EAGAIN: none; -EPERM: turned away. */
 int fk_listener_accept(const struct fk_listener *l, int *fd, pid_t *pid);
 
-/* Connects; non-blocking from then on. -ECONNREFUSED, -ENOENT: nobody is there. */
+/* Connects; non-blocking from then on. -ECONNREFUSED, -ENOENT: nobody is there; -EPERM: another
+ * user's process is. */
 int fk_socket_connect(const char *address, int *fd, char *error, size_t error_bytes);
 
 /* ---- messages ---- */
