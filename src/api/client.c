@@ -27,6 +27,7 @@
 #define RETRY_MIN_MS 50
 #define RETRY_MAX_MS 500
 #define SLOW_CALL_MS 120000u            /* of calls that wait for files: reset */
+#define WATCH_MS 1000                   /* how long a daemon with operations under way may be silent */
 #define DOWN_FLAGS FLEXKV_COMPLETION_PAGES_BUSY
 
 struct client_op {                  /* under way at the daemon */
@@ -75,6 +76,7 @@ struct client {
     pthread_mutex_t lock;
     pthread_t thread;
     bool has_thread, stop, up;
+    bool heard;                     /* something has arrived since the thread's last look */
     bool reopening;                 /* up, but the spaces are not open again yet */
     int fd, event_fd, epoll_fd;
     int wake_fd;                    /* for the thread: stop, or the connection changed */
@@ -144,7 +146,9 @@ static void go_down(struct client *c, const char *why)
 {
     if (!c->up)
         return;
-    fk_warn("the node at %s is lost: %s; requests go on as misses until it is back", c->address, why);
+    if (!c->stop)
+        fk_warn("the node at %s is lost: %s; requests go on as misses until it is back", c->address,
+                why);
     c->up = false;
     epoll_ctl(c->epoll_fd, EPOLL_CTL_DEL, c->fd, NULL);
     close(c->fd);
@@ -219,7 +223,7 @@ static bool drain(struct client *c)
             go_down(c, rc == -ECONNRESET ? "its process has ended" : strerror(-rc));
             return true;
         }
-        any = true;
+        any = c->heard = true;
         while ((rc = fk_msg_next(&c->in, &msg, &payload)) == 1) {
             if (msg.type == FK_WIRE_COMPLETIONS)
                 take_completion(c, payload, msg.bytes);
@@ -264,7 +268,7 @@ static void wait_for(struct client *c, struct client_call *call, uint64_t deadli
         struct pollfd p[2] = { { .fd = c->fd, .events = POLLIN },
                                { .fd = c->event_fd, .events = POLLIN } };
         uint64_t now = fk_clock_us();
-        if (now >= deadline_us) {
+        if (now >= deadline_us || c->stop) {
             go_down(c, "it has not answered in time (server_timeout_ms)");
             break;
         }
@@ -442,6 +446,8 @@ static int reconnect(struct client *c)
     c->reopening = true;
     rc = open_again(c);
     c->reopening = false;
+    if (rc && c->stop)
+        return rc;
     if (rc) {
         fk_warn("the node at %s is back, but: %s", c->address, flexkv_last_error());
         go_down(c, "its spaces can't be opened again");
@@ -467,6 +473,17 @@ static void sleep_ms(struct client *c, int ms)
         (void)drain(c);
 }
 
+/* Nobody asks while an engine waits for completions, and a daemon that stands still sends none. */
+static void watch(struct client *c)
+{
+    struct fk_wire_call w = { 0 };
+    struct iovec v = { &w, sizeof(w) };
+
+    if (c->up && c->ops && !c->heard)
+        (void)call(c, FK_WIRE_STATS, &w.seq, &v, 1, c->timeout_us, NULL, NULL);
+    c->heard = false;
+}
+
 static void *client_main(void *arg)
 {
     struct client *c = arg;
@@ -475,7 +492,8 @@ static void *client_main(void *arg)
     pthread_mutex_lock(&c->lock);
     while (!c->stop) {
         if (c->up) {
-            sleep_ms(c, -1);
+            sleep_ms(c, WATCH_MS);
+            watch(c);
             pause = RETRY_MIN_MS;
         } else if (reconnect(c)) {
             sleep_ms(c, pause);
@@ -881,6 +899,7 @@ static void client_close(flexkv_node *node)
     }
     pthread_mutex_lock(&c->lock);
     c->stop = true;
+    set_event(c);                       /* its thread may be opening spaces again, which takes time */
     pthread_mutex_unlock(&c->lock);
     if (c->has_thread) {
         wake_thread(c);

@@ -143,14 +143,16 @@ static int wait_for_agents(struct fk_node *node, flexkv_space_desc *desc, uint64
 static int wait_for_workers(struct fk_node *node, const struct fk_instance *in, uint64_t owner,
                             uint64_t deadline_us)
 {
-    while (in->n_registered < in->n_workers) {
+    for (;;) {
+        /* First: with its client an instance that was open before may be gone. */
         if (node->closing || (owner && !fk_server_has_session(node, owner)))
             return fk_api_fail(-ECONNRESET, "the client is gone");
+        if (in->n_registered == in->n_workers)
+            return 0;
         if (fk_node_wait(node, deadline_us) == -ETIMEDOUT && fk_clock_us() >= deadline_us)
             return fk_api_fail(-ETIMEDOUT, "instance \"%s\": %u of %u workers are attached "
                                "(worker_timeout_ms)", in->name, in->n_registered, in->n_workers);
     }
-    return 0;
 }
 
 /* With the lock: one name, one user. */
@@ -187,13 +189,14 @@ static int join(struct fk_node *node, struct fk_instance *in, struct fk_space *s
     return 0;
 }
 
-/* The space, opened if need be, and the instance in it. */
+/* The space, opened if need be, and the instance in it; fresh: it was not open before. */
 static int build(struct fk_node *node, const flexkv_space_desc *desc, uint64_t owner,
-                 struct fk_instance **out)
+                 struct fk_instance **out, bool *fresh)
 {
     struct fk_instance *in = new_instance(node, desc, owner), *seen = NULL;
     struct fk_space *space;
 
+    *fresh = false;
     if (!in)
         return fk_api_fail(-ENOMEM, "out of memory");
     fk_node_io_acquire(node);       /* the list of spaces does not change under it */
@@ -208,6 +211,7 @@ static int build(struct fk_node *node, const flexkv_space_desc *desc, uint64_t o
     fk_node_io_release(node);
     if (rc || seen)
         fk_instance_free(in);
+    *fresh = !seen;
     *out = seen ? seen : in;
     return rc;
 }
@@ -218,7 +222,7 @@ int fk_instance_open(struct fk_node *node, const flexkv_space_desc *desc, uint64
     flexkv_space_desc d = *desc;
     uint64_t wait_ms = d.wait_ms ? d.wait_ms : (uint64_t)node->set->worker_timeout_ms;
     uint64_t deadline = fk_clock_us() + wait_ms * 1000;
-    bool wait = !d.slice_bytes;
+    bool wait = !d.slice_bytes, fresh;
     struct fk_instance *in;
 
     if (d.workers && !node->server)
@@ -233,14 +237,14 @@ int fk_instance_open(struct fk_node *node, const flexkv_space_desc *desc, uint64
     pthread_mutex_unlock(&node->lock);
     if (rc)
         return rc;
-    rc = build(node, &d, owner, &in);
+    rc = build(node, &d, owner, &in, &fresh);
     if (rc)
         return rc;
     fk_server_wake(node);           /* it attaches the agents */
     if (wait) {
         pthread_mutex_lock(&node->lock);
         rc = wait_for_workers(node, in, owner, deadline);
-        if (rc)
+        if (rc && fresh)
             fk_instance_end(in);
         fk_node_unlock(node);
     }

@@ -159,8 +159,10 @@ static void *slow_main(void *arg)
     pthread_mutex_lock(&node->lock);
     job->over = true;
     bool orphan = !job->session;
-    if (orphan && !job->rc && job->in)
-        fk_instance_end(job->in);
+    if (orphan)                         /* what it has opened is nobody's */
+        for (struct fk_instance *in = node->instances; in; in = in->next)
+            if (in->owner == job->session_id && !in->ended)
+                fk_instance_end(in);
     fk_node_unlock(node);
     if (orphan)
         free_slow(job);
