@@ -193,9 +193,10 @@ typedef struct flexkv_agent_desc {
     const char *instance;         /* NULL: "" */
     uint32_t worker;              /* which of the instance's workers this is */
     uint32_t slice;               /* which slice of a block its pages hold; < ranks */
-    uint32_t replica, replicas;   /* this is one of so many workers with the same slice (MLA);
-                                     0, 1 where each has its own: then each block is stored by
-                                     one of them and loaded by all */
+    uint32_t replica, replicas;   /* this is one of so many workers with the same slice (MLA): each
+                                     block is stored by one of them and loaded by all; 0, 1 where
+                                     each has its own. replicas 0: slice and replica follow from the
+                                     worker's number, where workers with one slice are neighbours */
     uint32_t timeout_ms;          /* without a node for so long: one line in the log; 0:
                                      worker_timeout_ms. It goes on looking */
 } flexkv_agent_desc;

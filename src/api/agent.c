@@ -137,7 +137,7 @@ static bool power_of_2(uint64_t n)
 static int check_welcome(const struct fk_wire_welcome *w, const struct fk_wire_hello *h)
 {
     if (!power_of_2(w->command_bytes) || !power_of_2(w->report_bytes) || !w->n_jobs ||
-        w->n_jobs > FK_AGENT_JOBS || w->slice_offset + h->slice_bytes > w->slot_bytes ||
+        w->n_jobs > FK_AGENT_JOBS || w->replica >= w->replicas || w->slice_offset + h->slice_bytes > w->slot_bytes ||
         (unsigned __int128)w->slot_bytes * w->n_slots > w->pool_bytes)
         return -EPROTO;
     return 0;
@@ -271,9 +271,9 @@ static uint32_t my_share(const flexkv_agent *a, const struct fk_ring_job *job, u
 {
     uint32_t k = 0;
 
-    if (job->to_engine || a->hello.replicas == 1)
+    if (job->to_engine || a->w.replicas == 1)
         return job->n;
-    for (uint32_t i = a->hello.replica; i < job->n; i += a->hello.replicas) {
+    for (uint32_t i = a->w.replica; i < job->n; i += a->w.replicas) {
         slots[k] = slots[i];
         pages[k++] = pages[i];
     }
@@ -286,7 +286,7 @@ static uint32_t leading(const flexkv_agent *a, const struct fk_ring_job *job, ui
 {
     if (k == share)
         return job->n;
-    return job->to_engine || a->hello.replicas == 1 ? k : a->hello.replica + k * a->hello.replicas;
+    return job->to_engine || a->w.replicas == 1 ? k : a->w.replica + k * a->w.replicas;
 }
 
 static bool lists_ok(const flexkv_agent *a, const struct fk_ring_job *job, const uint32_t *slots,
@@ -485,18 +485,17 @@ static int fill_hello(struct fk_wire_hello *h, const flexkv_agent_desc *d,
                       const flexkv_region *regions, size_t n)
 {
     const char *space = d->space ? d->space : "default", *instance = d->instance ? d->instance : "";
-    uint32_t replicas = d->replicas ? d->replicas : 1;
 
     if (strlen(space) >= sizeof(h->space) || strlen(instance) >= sizeof(h->instance))
         return fk_api_fail(-EINVAL, "the space's or the instance's name is too long");
-    if (d->replica >= replicas)
-        return fk_api_fail(-EINVAL, "replica %u of %u", d->replica, replicas);
+    if (d->replicas && d->replica >= d->replicas)
+        return fk_api_fail(-EINVAL, "replica %u of %u", d->replica, d->replicas);
     if (!n)
         return fk_api_fail(-EINVAL, "an agent needs at least one region");
     *h = (struct fk_wire_hello){
         .magic = FK_WIRE_MAGIC, .version = FK_WIRE_VERSION, .role = FK_WIRE_AGENT,
         .pid = (uint32_t)getpid(), .worker = d->worker, .slice = d->slice, .replica = d->replica,
-        .replicas = replicas, .pages = regions[0].pages,
+        .replicas = d->replicas, .pages = regions[0].pages,
     };
     snprintf(h->space, sizeof(h->space), "%s", space);
     snprintf(h->instance, sizeof(h->instance), "%s", instance);

@@ -18,7 +18,7 @@ static int check_hello(const struct fk_wire_hello *h)
 {
     if (!memchr(h->space, 0, sizeof(h->space)) || !memchr(h->instance, 0, sizeof(h->instance)) ||
         !h->slice_bytes || h->slice_bytes > UINT32_MAX || !h->pages || h->pages > UINT32_MAX ||
-        !h->replicas || h->replica >= h->replicas)
+        (h->replicas && h->replica >= h->replicas))
         return -EPROTO;
     return 0;
 }
@@ -76,7 +76,19 @@ uint64_t fk_link_slice_bytes(const struct fk_link *l)
 
 /* ---- attaching ---- */
 
-static int check_place(const struct fk_link *l, const struct fk_instance *in)
+/* Workers that share a slice are neighbours, as tensor-parallel ranks are. */
+static void find_place(struct fk_wire_hello *h, const struct fk_instance *in)
+{
+    uint32_t share = in->n_workers / in->space->ranks;
+
+    if (h->replicas)
+        return;
+    h->replicas = fk_max(share, 1u);
+    h->slice = h->worker / h->replicas;
+    h->replica = h->worker % h->replicas;
+}
+
+static int check_place(struct fk_link *l, const struct fk_instance *in)
 {
     const struct fk_wire_hello *h = &l->hello;
     const struct fk_space *s = in->space;
@@ -84,6 +96,7 @@ static int check_place(const struct fk_link *l, const struct fk_instance *in)
     if (!in->remote)
         return fk_api_fail(-EINVAL, "instance \"%s\" of space %s has its workers in process %d itself",
                            in->name, s->name, (int)getpid());
+    find_place(&l->hello, in);
     if (h->worker >= in->n_workers || h->slice >= s->ranks)
         return fk_api_fail(-EINVAL, "worker %u with slice %u: instance \"%s\" has %u workers, space %s "
                            "%u slices", h->worker, h->slice, in->name, in->n_workers, s->name,
@@ -135,7 +148,8 @@ static int send_welcome(const struct fk_link *l, const struct fk_space *s)
         .pool_bytes = s->pool_bytes, .slot_bytes = s->slot_bytes,
         .slice_offset = l->hello.slice * s->slice_bytes, .n_slots = s->cpu_slots,
         .n_jobs = FK_AGENT_JOBS, .command_bytes = l->commands.capacity,
-        .report_bytes = l->reports.capacity,
+        .report_bytes = l->reports.capacity, .replica = l->hello.replica,
+        .replicas = l->hello.replicas,
     };
     int fds[FK_MSG_FDS] = { fk_pool_fd(s->pool), l->memory_fd, l->command_fd, l->report_fd };
     struct iovec v = { &w, sizeof(w) };
@@ -251,7 +265,7 @@ static int take_report(struct fk_link *l, const struct fk_ring_report *r)
     l->jobs[r->job] = NULL;
     l->n_jobs--;
     atomic_fetch_add(job->to_engine ? &l->node->bytes_to_engine : &l->node->bytes_from_engine,
-                     r->ok * l->hello.slice_bytes);
+                     r->ok * l->hello.slice_bytes / (job->to_engine ? 1 : l->hello.replicas));
     if (job->to_engine)
         fk_rates_copied(l->in->space, r->ok, r->us);
     fk_core_job_done(l->node->core, job, r->ok, r->status ? r->status : -ECANCELED, fk_clock_us());

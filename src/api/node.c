@@ -176,10 +176,11 @@ FLEXKV_API int flexkv_node_open(const flexkv_config *config, flexkv_node **out)
 
 /* ---- closing ---- */
 
+/* Of workers in this process. Others have a mapping of their own: what they still copy harms nobody. */
 static bool copies_idle(struct fk_node *node)
 {
     for (const struct fk_instance *in = node->instances; in; in = in->next)
-        if (!fk_core_instance_idle(node->core, in->id))
+        if (!in->remote && !fk_core_instance_idle(node->core, in->id))
             return false;
     return true;
 }

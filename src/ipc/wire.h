@@ -19,7 +19,7 @@
 #include "flexkv/flexkv.h"
 
 #define FK_WIRE_MAGIC 0x464b5631u       /* "FKV1" */
-#define FK_WIRE_VERSION 1u
+#define FK_WIRE_VERSION 1u              /* raised with every change here */
 #define FK_WIRE_NAME 64
 #define FK_WIRE_INSTANCE 128
 #define FK_WIRE_TEXT 480
@@ -48,6 +48,7 @@ struct fk_wire_error { int32_t rc; char text[FK_WIRE_TEXT]; };
 struct fk_wire_welcome {
     uint64_t pool_bytes, slot_bytes, slice_offset;
     uint32_t n_slots, n_jobs, command_bytes, report_bytes;
+    uint32_t replica, replicas;
 };
 struct fk_wire_welcome_client { uint32_t version, pid; };
 

@@ -10,7 +10,8 @@ struct rig {
     flexkv_namespace *ns;
 };
 
-static void open_rig(struct rig *r, uint32_t ranks, uint32_t workers)
+/* told: the agents say what they hold; else the node works it out. */
+static void open_rig_of(struct rig *r, uint32_t ranks, uint32_t workers, bool told)
 {
     flexkv_config *config = small_config("1M", NULL);
 
@@ -20,9 +21,12 @@ static void open_rig(struct rig *r, uint32_t ranks, uint32_t workers)
         worker_fork(&r->w[i]);
     /* As engines do: workers first, the node a little later. */
     for (uint32_t i = 0; i < workers; i++) {
-        struct order_msg m = { .order = ORDER_AGENT, .worker = i, .slice = i % ranks,
-                               .replica = i / ranks, .replicas = workers / ranks,
-                               .regions = REGIONS };
+        struct order_msg m = { .order = ORDER_AGENT, .worker = i, .regions = REGIONS };
+        if (told) {
+            m.slice = i % ranks;
+            m.replica = i / ranks;
+            m.replicas = workers / ranks;
+        }
         strcpy(m.address, r->address);
         assert_int_equal(worker_order(&r->w[i], &m), 0);
         assert_int_equal(worker_simple(&r->w[i], ORDER_STATE), 0);
@@ -34,6 +38,11 @@ static void open_rig(struct rig *r, uint32_t ranks, uint32_t workers)
     if (flexkv_space_open(r->node, &d, &r->space))
         fail_msg("%s", flexkv_last_error());
     assert_int_equal(flexkv_namespace_open(r->space, NULL, 0, &r->ns), 0);
+}
+
+static void open_rig(struct rig *r, uint32_t ranks, uint32_t workers)
+{
+    open_rig_of(r, ranks, workers, true);
 }
 
 static void close_rig(struct rig *r)
@@ -76,18 +85,19 @@ static void bytes_come_back(void **state)
 }
 
 /* Three workers with the same slice: each stores a third of the blocks, each loads all. */
-static void replicas_store_once(void **state)
+static void store_once(bool told)
 {
     struct rig r;
     uint64_t lease;
 
-    open_rig(&r, 1, 3);
+    open_rig_of(&r, 1, 3, told);
     for (uint32_t w = 0; w < 3; w++)
         fill_pages(&r.w[w], 9, 0, 17, 0);
     assert_int_equal(wait_op(r.node, put_chain(r.ns, 9, 17, 0), 5000).blocks_ok, 17);
     flexkv_stats st = { .struct_bytes = sizeof(st) };
     assert_int_equal(flexkv_node_stats(r.node, &st), 0);
     assert_int_equal(st.cpu.slots - st.cpu.free_slots, 17);
+    assert_in_range(st.cpu.bytes_written, 15 * SLICE_BYTES, 17 * SLICE_BYTES);
     for (uint32_t w = 0; w < 3; w++)
         wipe(&r.w[w]);
     assert_int_equal(match_chain(r.ns, 9, 17, &lease), 17);
@@ -95,6 +105,12 @@ static void replicas_store_once(void **state)
     for (uint32_t w = 0; w < 3; w++)
         assert_true(pages_are(&r.w[w], 9, 0, 17, 1));
     close_rig(&r);
+}
+
+static void replicas_store_once(void **state)
+{
+    store_once(true);
+    store_once(false);
 }
 
 /* A block of which only some slices were stored is never seen. */

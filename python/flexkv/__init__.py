@@ -1,0 +1,38 @@
+"""FlexKV: a cache of KV blocks beyond GPU memory, for LLM serving engines.
+
+This is libflexkv's C API as Python objects. The adapters for engines are in flexkv.integration; nothing here
+imports torch or numpy.
+"""
+from flexkv._flexkv import (
+    OP_GET,
+    OP_PREFETCH,
+    OP_PUT,
+    PAGES_BUSY,
+    Agent,
+    Completion,
+    Config,
+    Error,
+    Match,
+    Namespace,
+    Node,
+    Space,
+    version,
+)
+
+__version__ = version()
+
+__all__ = [
+    "OP_GET",
+    "OP_PREFETCH",
+    "OP_PUT",
+    "PAGES_BUSY",
+    "Agent",
+    "Completion",
+    "Config",
+    "Error",
+    "Match",
+    "Namespace",
+    "Node",
+    "Space",
+    "version",
+]

@@ -1,0 +1,1 @@
+"""Configuration, layouts and responses under the names that code written for the reference uses."""

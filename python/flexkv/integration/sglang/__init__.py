@@ -1,0 +1,1 @@
+"""For SGLang: the connector that its radix cache drives."""

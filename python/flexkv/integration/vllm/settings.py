@@ -1,0 +1,64 @@
+"""The options that concern the connector, read once, and the address where the engine's processes
+meet. Names, defaults and their sources (file, environment) are the library's own."""
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from flexkv._flexkv import Config
+
+_DEFAULT_ADDRESS = "ipc:///tmp/flexkv_server"
+
+
+@dataclass(frozen=True)
+class Settings:
+    enabled: bool
+    sync_get: bool
+    client: bool                # a daemon serves the node; else this engine opens its own
+    launch: bool                # start the daemon if there is none
+    address: str
+    max_spaces: int
+    op_timeout: float           # seconds
+    lease_timeout: float
+    start_timeout: float        # for workers, and for a daemon to come up
+
+
+def read(vllm_config: Any) -> Settings:
+    config = Config()
+    config.load_default()
+
+    def number(key: str) -> int:
+        return int(config.get(key) or 0)
+
+    client = (_true(config.get("server_client_mode")) or number("instance_num") > 1
+              or vllm_config.parallel_config.data_parallel_size > 1)
+    address = config.get("server_recv_port")
+    if not client and not _given(address):
+        address = own_address(str(vllm_config.kv_transfer_config.engine_id))
+    return Settings(
+        enabled=_true(config.get("enable_flexkv")),
+        sync_get=_true(config.get("sync_get")),
+        client=client,
+        launch=config.get("server_launch_mode") != "external",
+        address=address,
+        max_spaces=number("max_spaces"),
+        op_timeout=number("op_timeout_ms") / 1e3,
+        lease_timeout=number("lease_timeout_ms") / 1e3,
+        start_timeout=number("worker_timeout_ms") / 1e3,
+    )
+
+
+def own_address(engine_id: str) -> str:
+    """A socket in the abstract namespace, which leaves nothing behind. Both sides know the id."""
+    return f"ipc://@flexkv-{os.getuid()}-" + re.sub(r"[^A-Za-z0-9_.-]", "_", engine_id)[:64]
+
+
+def _given(address: str) -> bool:
+    """Did the user choose the address?"""
+    return address != _DEFAULT_ADDRESS or "FLEXKV_SERVER_RECV_PORT" in os.environ
+
+
+def _true(text: str) -> bool:
+    return text.strip().lower() in ("1", "true", "on", "yes")

@@ -1,0 +1,93 @@
+"""Which versions of vLLM this package serves, in one place, and what it needs to find in them.
+
+The connector interface changes between versions. What counts is what is there: a version that
+was not tested runs if the interface has all that is used here and asks for nothing unknown.
+"""
+from __future__ import annotations
+
+import importlib
+import inspect
+import logging
+import os
+
+logger = logging.getLogger("vllm.flexkv")
+
+TESTED = ("0.24.0", "0.31.0", "0.32.0")
+ANY_VERSION = "FLEXKV_VLLM_ANY_VERSION"
+
+_BASE = "vllm.distributed.kv_transfer.kv_connector.v1.base"
+
+# Methods of vLLM's base class that must be overridden; we know what each is to do.
+_KNOWN_ABSTRACT = {
+    "start_load_kv", "wait_for_layer_load", "save_kv_layer", "wait_for_save",
+    "get_num_new_matched_tokens", "update_state_after_alloc", "build_connector_meta",
+}
+# Calls that we rely on being made.
+_HOOKS = {
+    "bind_connector_metadata", "clear_connector_metadata", "_get_connector_metadata",
+    "register_kv_caches", "get_finished", "get_block_ids_with_load_errors",
+    "get_kv_connector_stats", "update_connector_output", "request_finished", "take_events",
+}
+_HOOKS_OF_OURS = _HOOKS | {
+    "handle_preemptions", "bind_gpu_block_pool", "on_new_request", "has_pending_push_work",
+    "reset_cache", "build_kv_connector_stats", "build_prom_metrics",
+}
+
+
+def vllm_version() -> str:
+    return str(importlib.import_module("vllm").__version__)
+
+
+def check(full: bool) -> None:
+    """Raises RuntimeError if this vLLM's connector interface is not one we know. full: for our
+    own connector class, which uses more of it than the one that comes with vLLM."""
+    version = vllm_version()
+    problems = _problems(_HOOKS_OF_OURS if full else _HOOKS)
+    if not problems:
+        if _plain(version) not in TESTED:
+            logger.info("FlexKV: vLLM %s is not among the tested versions (%s); its connector "
+                        "interface is the known one", version, ", ".join(TESTED))
+        return
+    text = (f"FlexKV does not know the KV connector interface of vLLM {version}: "
+            f"{'; '.join(problems)}. Tested versions: {', '.join(TESTED)}. Install one of them, "
+            f"or set {ANY_VERSION}=1 to try this one nevertheless")
+    if os.environ.get(ANY_VERSION, "0") not in ("", "0"):
+        logger.warning("%s (%s is set: going on)", text, ANY_VERSION)
+        return
+    raise RuntimeError(text)
+
+
+def _problems(hooks: set[str]) -> list[str]:
+    try:
+        base = importlib.import_module(_BASE).KVConnectorBase_V1
+    except (ImportError, AttributeError) as e:
+        return [f"no {_BASE}.KVConnectorBase_V1 ({e})"]
+    problems = []
+    unknown = sorted(set(base.__abstractmethods__) - _KNOWN_ABSTRACT)
+    if unknown:
+        problems.append("it demands methods that are unknown here: " + ", ".join(unknown))
+    missing = sorted(name for name in hooks | _KNOWN_ABSTRACT if not hasattr(base, name))
+    if missing:
+        problems.append("it lacks " + ", ".join(missing))
+    parameters = list(inspect.signature(base.__init__).parameters)
+    if parameters[:4] != ["self", "vllm_config", "role", "kv_cache_config"]:
+        problems.append("its constructor takes " + ", ".join(parameters[1:]))
+    return problems
+
+
+def _plain(version: str) -> str:
+    """0.32.0 of 0.32.0+cpu or 0.32.0.dev1."""
+    return ".".join(version.split("+")[0].split(".")[:3])
+
+
+def transfer_results() -> type | None:
+    """The class in which workers report a failed load by its request; None where only block
+    numbers can be reported, which are ambiguous with several KV groups."""
+    return getattr(importlib.import_module(_BASE), "KVConnectorTransferResults", None)
+
+
+def frees_by_processed_tokens() -> bool:
+    """Does the scheduler free what left a sliding window only once the step that computed it has
+    come back? Older versions count steps that are still under way."""
+    source = importlib.import_module("vllm.v1.request").Request.__init__.__code__
+    return "num_in_flight_tokens" in source.co_names

@@ -1,0 +1,1 @@
+"""The engine's side of a node: its workers' memory, and clients of a daemon."""

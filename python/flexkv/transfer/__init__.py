@@ -1,0 +1,1 @@
+"""Names that engines import from the reference's transfer layer."""
