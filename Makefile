@@ -1,14 +1,14 @@
 # The two commands of a newcomer, and a few more. The build itself is meson's (meson.build).
 #
 #   make          a release in build/ (the program is build/flexkv)
-#   make demo     sets everything up, replays a real trace with every byte checked
+#   make demo     sets everything up; the real vLLM without and with FlexKV, tokens compared
 #   make test     sets everything up, runs all tests; last line: N passed, N failed, N skipped
 #   make help     the rest
 
 BUILD ?= build
 MESON := $(shell command -v /usr/bin/meson || command -v meson || echo meson)
 
-.PHONY: all deps demo test fuzz soak bench lint clean install help
+.PHONY: all deps demo demo-replay test fuzz soak bench lint clean install help
 
 all: | $(BUILD)/build.ninja
 	@ninja -C $(BUILD)
@@ -22,8 +22,12 @@ deps:
 
 demo:
 	@tools/install-deps
-	@$(MAKE) --no-print-directory all
 	@tools/demo
+
+demo-replay:            ## an hour of traffic through the tiers, every byte checked; no engine
+	@tools/install-deps
+	@$(MAKE) --no-print-directory all
+	@tools/demo-replay
 
 test:
 	@tools/install-deps --test
@@ -47,4 +51,4 @@ clean:
 	@rm -rf build build-*
 
 help:
-	@sed -n 's/^#   //p' Makefile; sed -n 's/^\([a-z]*\):.*## /make \1	/p' Makefile
+	@sed -n 's/^#   //p' Makefile; sed -n 's/^\([a-z-]*\):.*## /make \1	/p' Makefile
