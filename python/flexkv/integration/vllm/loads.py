@@ -7,6 +7,7 @@ with the next step; they make sure that nothing writes the blocks any more, then
 """
 from __future__ import annotations
 
+import logging
 import time
 from typing import Any
 
@@ -17,6 +18,8 @@ from .protocol import FailedLoad
 from .requests import Chain, Load, Offer, Part, Request
 from .stores import Stores
 
+logger = logging.getLogger("vllm.flexkv")
+
 # A block or less that the engine would get through one more round of its loop is computed in
 # the same time, unless blocks are large.
 SMALL_BLOCK = 64        # tokens
@@ -24,13 +27,12 @@ GRACE = 10.0            # seconds after its deadline in which an operation must 
 
 
 class Loads:
-    def __init__(self, context: Context, stores: Stores) -> None:
+    def __init__(self, context: Context, stores: Stores, *, overlap: bool) -> None:
+        """overlap: steps are scheduled before the ones before them have come back."""
         self._c = context
         self._stores = stores
         windows = any(s.group.partial for s in context.spaces)
-        # Failures of synchronous loads can only be told by block numbers, which are ambiguous
-        # with several groups.
-        self.sync = context.settings.sync_get and len(context.spaces) == 1 and not windows
+        self.sync = context.settings.sync_get and self._can_sync(overlap)
         # A prompt that is loaded as a whole has its last token computed again. Its window then
         # begins one token earlier than that of the blocks the engine gave us.
         self._spare = 1 if self.sync or windows else 0
@@ -40,6 +42,20 @@ class Loads:
         self._received: list[Request] = []
         self._failed: list[FailedLoad] = []
         self._written: set[int] = set()         # pages of synchronous loads
+
+    def _can_sync(self, overlap: bool) -> bool:
+        """A synchronous load that fails is told by block numbers, which are ambiguous with several
+        groups; and a step scheduled after it would go on from what was not loaded."""
+        reason = None
+        if len(self._c.spaces) > 1 or self._c.spaces[0].group.partial:
+            reason = "with this model's KV cache groups"
+        elif overlap:
+            reason = ("when steps overlap (asynchronous scheduling, see --no-async-scheduling, or "
+                      "pipeline parallelism)")
+        if reason is not None:
+            logger.warning("FlexKV: FLEXKV_SYNC_GET has no effect %s: loads are asynchronous",
+                           reason)
+        return reason is None
 
     # ---- before there are blocks ---------------------------------------------------------------
 

@@ -62,7 +62,8 @@ class SchedulerSide:
         self._rate = PrefillRate([s.space for s in spaces])
         self._stores = Stores(self._c, enabled=transfer.is_kv_producer,
                               drafts=getattr(vllm_config, "speculative_config", None) is not None)
-        self._loads = Loads(self._c, self._stores)
+        self._loads = Loads(self._c, self._stores,
+                            overlap=getattr(vllm_config, "max_concurrent_batches", 1) > 1)
         self._may_load = transfer.is_kv_consumer
         self._prefetches = full and self._may_load and self._has_ssd()
         self._give_up_after = settings.op_timeout + settings.lease_timeout + GRACE

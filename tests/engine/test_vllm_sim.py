@@ -1,0 +1,146 @@
+"""Our connectors under vLLM's own scheduler, the real node and real agents, with a pretended model
+that checks every byte of KV it is given: see vllm_sim.py."""
+import importlib.util
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+if importlib.util.find_spec("vllm") is None or importlib.util.find_spec("flexkv") is None:
+    pytest.skip("this Python has no vllm and flexkv", allow_module_level=True)
+
+import tiny_model
+from vllm_sim import Engine, Setup, check_outputs, scenario
+
+from flexkv.integration.vllm.node import find_program
+
+STEPS = int(os.environ.get("FK_SIM_STEPS", "500"))
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_model.write("gqa", tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(autouse=True)
+def small_tiers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLEXKV_CPU_CACHE_GB", "4M")
+    monkeypatch.setenv("FLEXKV_LOG_LEVEL", "ERROR")
+    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
+
+
+def all_blocks_back(engine: Engine) -> bool:
+    """All but the null block."""
+    return engine.free_blocks() == engine.setup.blocks - 1
+
+
+def live_through(setup: Setup, model: Path, seed: int, disturb=lambda step: None) -> Engine:
+    engine = Engine(setup, model)
+    try:
+        prompts = scenario(engine, seed, STEPS, disturb)
+        check_outputs(engine, prompts)
+        assert all_blocks_back(engine), f"{engine.free_blocks()} blocks are free"
+        assert engine.checked > 1000
+    finally:
+        engine.close()
+    return engine
+
+
+SETUPS = {
+    "ours": Setup(),
+    "upstream": Setup(kind="upstream"),
+    "ours-overlap": Setup(overlap=True),
+    "upstream-overlap": Setup(kind="upstream", overlap=True),
+    "ours-sync": Setup(sync=True),
+    "upstream-sync": Setup(kind="upstream", sync=True),
+    "sync-overlap": Setup(sync=True, overlap=True),
+    "window": Setup(windows=(64,)),
+    "groups": Setup(windows=(0, 64), blocks=200),
+    "groups-overlap": Setup(windows=(0, 64, 100), blocks=260, overlap=True),
+}
+
+
+@pytest.mark.parametrize("name", SETUPS)
+@pytest.mark.parametrize("seed", [1, 2])
+def test_cpu_tier(name: str, seed: int, model: Path) -> None:
+    engine = live_through(SETUPS[name], model, seed)
+    if SETUPS[name].kind == "ours":
+        assert engine.counts["loaded_blocks"] > 10, "next to nothing was loaded"
+        assert not engine.counts.get("failed_loads") or engine.counts["errors"]
+
+
+@pytest.mark.parametrize("name", ["ours", "upstream", "ours-overlap", "upstream-sync"])
+def test_few_blocks(name: str, model: Path) -> None:
+    """Requests are preempted all the time."""
+    few = Setup(**{**vars(SETUPS[name]), "blocks": 44})
+    engine = live_through(few, model, 3)
+    assert engine.preemptions > 3
+
+
+@pytest.mark.parametrize("name", ["ours", "upstream", "ours-overlap", "ours-sync",
+                                  "upstream-sync", "groups", "groups-overlap"])
+@pytest.mark.parametrize("policy", ["recompute", "fail"])
+def test_failing_ssd(name: str, policy: str, model: Path, tmp_path: Path,
+                     monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLEXKV_CPU_CACHE_GB", "192K" if name.startswith("groups") else "96K")
+    monkeypatch.setenv("FLEXKV_SSD_CACHE_GB", "16M")
+    monkeypatch.setenv("FLEXKV_SSD_CACHE_DIR", str(tmp_path / "ssd"))
+    monkeypatch.setenv("FK_TEST_FAULT", "read_error=0.3,read_flip=0.3,delay=0.3")
+    setup = Setup(**{**vars(SETUPS[name]), "policy": policy})
+    engine = live_through(setup, model, 5)
+    if setup.kind == "ours":
+        assert engine.counts.get("failed_loads"), "no load failed: nothing was tested"
+    if policy == "recompute":
+        assert set(engine.reasons.values()) == {"length"}
+
+
+@pytest.fixture
+def daemon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[subprocess.Popen]]:
+    """A daemon, and the way to start another: the list's last one runs."""
+    address = f"ipc://{tmp_path}/node"
+    monkeypatch.setenv("FLEXKV_SERVER_CLIENT_MODE", "1")
+    monkeypatch.setenv("FLEXKV_SERVER_LAUNCH_MODE", "external")
+    monkeypatch.setenv("FLEXKV_SERVER_RECV_PORT", address)
+    monkeypatch.setenv("FLEXKV_SERVER_TIMEOUT_MS", "300")
+    monkeypatch.setenv("FLEXKV_MAX_SPACES", "3")
+    running: list[subprocess.Popen] = []
+    start_daemon(running)
+    yield running
+    for process in running:
+        process.kill()
+        process.wait()
+
+
+def start_daemon(running: list[subprocess.Popen]) -> None:
+    running.append(subprocess.Popen([find_program(), "serve"]))
+    time.sleep(0.3)
+
+
+@pytest.mark.parametrize("name", ["ours", "upstream", "ours-overlap", "ours-sync", "groups"])
+def test_daemon_killed(name: str, model: Path, daemon: list[subprocess.Popen]) -> None:
+    """kill -9 in the middle, and a new one some steps later, again and again."""
+    def disturb(step: int) -> None:
+        if step % 120 == 60:
+            daemon[-1].kill()
+            daemon[-1].wait()
+        elif step % 120 == 90:
+            start_daemon(daemon)
+    engine = live_through(SETUPS[name], model, 7, disturb)
+    assert len(daemon) > 3
+    assert set(engine.reasons.values()) == {"length"}
+
+
+@pytest.mark.parametrize("name", ["ours", "upstream-sync"])
+def test_daemon_stopped(name: str, model: Path, daemon: list[subprocess.Popen]) -> None:
+    """SIGSTOP, and SIGCONT after a while."""
+    def disturb(step: int) -> None:
+        if step % 200 == 100:
+            daemon[-1].send_signal(signal.SIGSTOP)
+        elif step % 200 == 130:
+            daemon[-1].send_signal(signal.SIGCONT)
+    engine = live_through(SETUPS[name], model, 8, disturb)
+    assert set(engine.reasons.values()) == {"length"}

@@ -1,0 +1,361 @@
+"""vLLM's own scheduler and our connectors around a pretended model: no engine process, no weights,
+thousands of steps a second.
+
+The model's KV is an 8-byte digest of all tokens up to a position, per layer, written into real
+pages; whenever a position is computed, the pages of all earlier ones that attention reaches are
+checked, byte for byte. The next token is a digest too, so what a request says does not
+depend on what was cached. The node, its agents and the copying are the real ones. Requests
+come, are aborted, run out of blocks, and loads fail, as a seed says.
+"""
+import hashlib
+import os
+import random
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
+
+import torch
+
+from vllm.config import KVTransferConfig, set_current_vllm_config
+from vllm.distributed import kv_transfer
+from vllm.distributed.kv_transfer import kv_transfer_state
+from vllm.distributed.kv_transfer.kv_connector.factory import KVConnectorFactory
+from vllm.distributed.kv_transfer.kv_connector.v1 import KVConnectorRole
+from vllm.engine.arg_utils import EngineArgs
+from vllm.sampling_params import SamplingParams
+from vllm.utils.hashing import get_hash_fn_by_name
+from vllm.v1.core import kv_cache_utils
+from vllm.v1.kv_cache_interface import (FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec,
+                                        SlidingWindowSpec)
+from vllm.v1.outputs import KVConnectorOutput, ModelRunnerOutput
+from vllm.v1.request import Request, RequestStatus
+from vllm.v1.structured_output import StructuredOutputManager
+
+BLOCK = 16
+CELL = 8                # bytes of KV per token and layer
+VOCAB = 2000
+POISON = 0xA5           # in pages that nobody has computed
+
+
+@dataclass
+class Setup:
+    kind: str = "ours"
+    windows: tuple[int, ...] = (0,)     # of each group; 0: full attention
+    blocks: int = 120
+    overlap: bool = False               # a step is scheduled before the last one's output is there
+    sync: bool = False
+    policy: str = "recompute"
+    max_tokens_per_step: int = 256
+    max_model_len: int = 512
+    layers: int = 2                     # of each group
+
+
+@dataclass
+class Live:
+    """A request as the model sees it."""
+    request: Request
+    tokens: list[int]
+
+
+@dataclass
+class Flight:
+    output: Any                         # the scheduler's
+    tables: dict[str, tuple[list[int], ...]]
+    starts: dict[str, int]
+    known: dict[str, int]               # tokens of each request then
+    live: dict[str, Live]               # also those that end before the step is executed
+
+
+class Engine:
+    def __init__(self, setup: Setup, model: Path) -> None:
+        self.setup = setup
+        self.live: dict[str, Live] = {}
+        self.finished: dict[str, list[int]] = {}
+        self.reasons: dict[str, str] = {}
+        self.flights: deque[Flight] = deque()
+        self.checked = 0                # cells
+        self.cached: dict[str, int] = {}
+        self.preemptions = 0
+        self.counts: dict[str, float] = {}
+        self._count = 0
+        os.environ["FLEXKV_SYNC_GET"] = str(int(setup.sync))
+        self.config = self._config(model)
+        with set_current_vllm_config(self.config):
+            self._make()
+
+    def _config(self, model: Path) -> Any:
+        transfer = KVTransferConfig(
+            kv_connector="FlexKVConnectorV1", kv_role="kv_both",
+            kv_load_failure_policy=self.setup.policy,
+            kv_connector_module_path=("flexkv.integration.vllm.connector"
+                                      if self.setup.kind == "ours" else None))
+        config = EngineArgs(
+            model=str(model), skip_tokenizer_init=True, dtype="float32", enforce_eager=True,
+            block_size=32, max_model_len=self.setup.max_model_len,
+            max_num_batched_tokens=self.setup.max_tokens_per_step, max_num_seqs=16,
+            enable_prefix_caching=True, kv_transfer_config=transfer,
+            disable_hybrid_kv_cache_manager=self.setup.kind != "ours",
+        ).create_engine_config()
+        config.cache_config.block_size = BLOCK
+        config.cache_config.num_gpu_blocks = self.setup.blocks
+        config.scheduler_config.async_scheduling = self.setup.overlap
+        config.scheduler_config.enable_chunked_prefill = True
+        config.parallel_config.data_parallel_size = 1
+        return config
+
+    def _make(self) -> None:
+        setup = self.setup
+        groups, self.pages = [], []
+        for g, window in enumerate(setup.windows):
+            common = dict(block_size=BLOCK, num_kv_heads=1, head_size=1, dtype=torch.float32)
+            spec = (SlidingWindowSpec(sliding_window=window, **common) if window
+                    else FullAttentionSpec(**common))
+            groups.append(KVCacheGroupSpec([f"model.layers.{g + len(setup.windows) * i}.attn"
+                                            for i in range(setup.layers)], spec))
+            self.pages.append([torch.full((setup.blocks, BLOCK, CELL), POISON, dtype=torch.uint8)
+                               for _ in range(setup.layers)])
+        if len(groups) > 1:
+            # As in the engine: groups share memory, a block belongs to one of them at a time.
+            self.pages = [self.pages[0]] * len(groups)
+        self.kv_config = KVCacheConfig(num_blocks=setup.blocks, kv_cache_tensors=[],
+                                       kv_cache_groups=groups)
+        one = SimpleNamespace(rank_in_group=0, world_size=1)
+        with mock.patch("vllm.distributed.parallel_state.get_tp_group", lambda: one), \
+                mock.patch("vllm.distributed.parallel_state.get_pp_group", lambda: one):
+            self.worker = KVConnectorFactory.create_connector(
+                self.config, KVConnectorRole.WORKER, self.kv_config)
+            kv_transfer_state._KV_CONNECTOR_AGENT = self.worker
+            self.worker.register_kv_caches({
+                name: self.pages[g][i] for g, group in enumerate(groups)
+                for i, name in enumerate(group.layer_names)})
+        scheduler = self.config.scheduler_config.get_scheduler_cls()
+        self.scheduler = scheduler(
+            vllm_config=self.config, kv_cache_config=self.kv_config,
+            structured_output_manager=StructuredOutputManager(self.config), block_size=BLOCK,
+            hash_block_size=BLOCK, log_stats=True)
+        hasher = get_hash_fn_by_name(self.config.cache_config.prefix_caching_hash_algo)
+        kv_cache_utils.init_none_hash(hasher)
+        self.hasher = kv_cache_utils.get_request_block_hasher(BLOCK, hasher)
+
+    # ---- requests ------------------------------------------------------------------------------
+
+    def add(self, tokens: list[int], wanted: int, **more: Any) -> str:
+        self._count += 1
+        name = f"r{self._count}"
+        parameters = SamplingParams(temperature=0, max_tokens=wanted, ignore_eos=True,
+                                    detokenize=False)
+        parameters.update_from_generation_config({}, None)
+        request = Request(request_id=name, prompt_token_ids=tokens, sampling_params=parameters,
+                          pooling_params=None, block_hasher=self.hasher, **more)
+        self.live[name] = Live(request, list(tokens))
+        self.scheduler.add_request(request)
+        return name
+
+    def abort(self, name: str) -> None:
+        self.scheduler.finish_requests(name, RequestStatus.FINISHED_ABORTED)
+        self.live.pop(name, None)
+
+    # ---- the model -----------------------------------------------------------------------------
+
+    def _cells(self, tokens: list[int], start: int, end: int) -> list[bytes]:
+        """KV of the positions [start, end), without the layer."""
+        h = hashlib.blake2b(digest_size=CELL)
+        cells = []
+        for i, token in enumerate(tokens[:end]):
+            h.update(token.to_bytes(4, "little"))
+            if i >= start:
+                cells.append(h.digest())
+        return cells
+
+    def next_token(self, tokens: list[int]) -> int:
+        h = hashlib.blake2b(b"next", digest_size=4)
+        for token in tokens:
+            h.update(token.to_bytes(4, "little"))
+        return int.from_bytes(h.digest(), "little") % VOCAB
+
+    def _compute(self, live: Live, table: tuple[list[int], ...], start: int, count: int) -> None:
+        end = start + count
+        assert end <= len(live.tokens), (
+            f"{live.request.request_id}: computing [{start}, {end}) of {len(live.tokens)} tokens, the "
+            f"engine has {live.request.num_tokens}")
+        cells = self._cells(live.tokens, 0, end)
+        for g, window in enumerate(self.setup.windows):
+            first = max(0, start - window + 1) if window else 0
+            for layer in range(self.setup.layers):
+                pages = self.pages[g][layer]
+                for p in range(first, end):
+                    page = table[g][p // BLOCK]
+                    cell = bytes([c ^ layer ^ (g << 2) for c in cells[p]])
+                    at = pages[page, p % BLOCK]
+                    if p < start:
+                        self.checked += 1
+                        assert page, f"{live.request.request_id}: null block at {p}, group {g}"
+                        have = bytes(at.tolist())
+                        assert have == cell, (
+                            f"{live.request.request_id}: wrong KV at position {p} of group {g} "
+                            f"layer {layer} page {page}, computing [{start}, {end})")
+                    elif page:
+                        at.copy_(torch.frombuffer(bytearray(cell), dtype=torch.uint8))
+
+    def _sample(self, live: Live, end: int) -> list[int]:
+        """The token after the computed ones; the same as before if the engine had dropped it."""
+        if end == len(live.tokens):
+            live.tokens.append(self.next_token(live.tokens))
+        return [live.tokens[end]]
+
+    # ---- steps ---------------------------------------------------------------------------------
+
+    def step(self) -> bool:
+        """One turn of the engine's loop; False if there was nothing to do."""
+        depth = 2 if self.setup.overlap else 1
+        if self.scheduler.has_requests():
+            output = self.scheduler.schedule()
+            tables = {r: self.scheduler.kv_cache_manager.get_block_ids(r)
+                      for r in output.num_scheduled_tokens}
+            starts = {r.req_id: r.num_computed_tokens for r in output.scheduled_new_reqs}
+            cached = output.scheduled_cached_reqs
+            self.preemptions += len(output.preempted_req_ids or ())
+            starts.update(zip(cached.req_ids, cached.num_computed_tokens))
+            for r in output.scheduled_new_reqs:
+                self.cached.setdefault(r.req_id, r.num_computed_tokens)
+            known = {r: self.scheduler.requests[r].num_tokens for r in output.num_scheduled_tokens}
+            live = {r: self.live[r] for r in output.num_scheduled_tokens}
+            self.flights.append(Flight(output, tables, starts, known, live))
+            if len(self.flights) < depth and output.total_num_scheduled_tokens:
+                return True
+        if not self.flights:
+            return False
+        flight = self.flights.popleft()
+        result = self._execute(flight)
+        outputs = self.scheduler.update_from_output(flight.output, result)
+        self._collect(outputs)
+        if not flight.output.total_num_scheduled_tokens:
+            time.sleep(0.0005)          # as the engine does
+        return True
+
+    def _execute(self, flight: Flight) -> ModelRunnerOutput:
+        output, connector = flight.output, self.worker
+        connector.handle_preemptions(output.kv_connector_metadata)
+        connector.bind_connector_metadata(output.kv_connector_metadata)
+        failed = {block for load in output.kv_connector_metadata.failed if not load.waiting
+                  for block in load.blocks}
+        ids = list(output.num_scheduled_tokens)
+        sampled: list[list[int]] = []
+        for name in ids:
+            live = flight.live[name]
+            count = output.num_scheduled_tokens[name]
+            start = flight.starts[name]
+            if not failed.isdisjoint(flight.tables[name][0]):
+                sampled.append([0])     # computed on what was not loaded; the engine drops it
+                continue
+            self._compute(live, flight.tables[name], start, count)
+            sampled.append(self._sample(live, start + count) if start + count >= flight.known[name]
+                           else [])
+        results = connector.get_transfer_results(output.finished_req_ids)
+        kv = KVConnectorOutput(
+            finished_sending=results.finished_sending, finished_recving=results.finished_recving,
+            failed_recving=results.failed_recving,
+            invalid_block_ids=connector.get_block_ids_with_load_errors(),
+            kv_connector_stats=connector.get_kv_connector_stats())
+        connector.clear_connector_metadata()
+        return ModelRunnerOutput(req_ids=ids, req_id_to_index={r: i for i, r in enumerate(ids)},
+                                 sampled_token_ids=sampled,
+                                 kv_connector_output=None if kv.is_empty() else kv)
+
+    def _collect(self, outputs: dict[int, Any]) -> None:
+        for out in outputs.values():
+            if out.scheduler_stats is not None and out.scheduler_stats.kv_connector_stats:
+                for key, value in out.scheduler_stats.kv_connector_stats.items():
+                    self.counts[key] = self.counts.get(key, 0) + value
+            for o in out.outputs:
+                self.finished.setdefault(o.request_id, []).extend(o.new_token_ids)
+                if o.finish_reason is not None:
+                    self.reasons[o.request_id] = str(o.finish_reason)
+                    self.live.pop(o.request_id, None)
+
+    def drain(self, seconds: float = 60.0) -> None:
+        """Until nothing is under way, which must not take for ever."""
+        end = time.monotonic() + seconds
+        while self.scheduler.has_requests() or self.flights:
+            self.step()
+            assert time.monotonic() < end, (
+                f"the engine hangs: {self.scheduler.get_request_counts()} "
+                f"{ {n: str(r.status) for n, r in self.scheduler.requests.items()} }")
+
+    def forget(self) -> None:
+        """Drops what the engine's own prefix cache has of requests that are gone."""
+        pool = self.scheduler.kv_cache_manager.block_pool
+        self.scheduler.kv_cache_manager.evict_blocks(
+            {b.block_id for b in pool.blocks if not b.ref_cnt and not b.is_null})
+
+    def reset(self, running: bool) -> None:
+        """Both caches, with running requests or without; the engine refuses if it must."""
+        try:
+            self.scheduler.reset_prefix_cache(reset_running_requests=running,
+                                              reset_connector=True)
+        except RuntimeError as e:
+            assert "Failed to reset KV cache" in str(e)
+
+    def free_blocks(self) -> int:
+        return self.scheduler.kv_cache_manager.block_pool.get_num_free_blocks()
+
+    def close(self) -> None:
+        kv_transfer.kv_transfer_state._KV_CONNECTOR_AGENT = None
+        self.worker.shutdown()
+        self.scheduler.shutdown()
+        self.scheduler.shutdown()       # engines in one process do it twice
+
+
+def scenario(engine: Engine, seed: int, steps: int,
+             disturb: Callable[[int], None] = lambda step: None) -> dict[str, list[int]]:
+    """Random requests that share prefixes with earlier ones. Returns the prompts. disturb is called
+    with the number of each step."""
+    rng = random.Random(seed)
+    prompts: dict[str, list[int]] = {}
+    history: list[list[int]] = []
+
+    def new_prompt() -> list[int]:
+        tokens: list[int] = []
+        if history and rng.random() < 0.75:
+            old = rng.choice(history[-40:])
+            tokens = old[:rng.randrange(1, len(old) + 1)]
+        tokens = tokens[:320] + [rng.randrange(VOCAB) for _ in range(rng.choice((0, 1, 5, 40, 120)))]
+        return tokens or [1]
+
+    for i in range(steps):
+        disturb(i)
+        if rng.random() < 0.25 and len(engine.live) < 12:
+            tokens = new_prompt()
+            name = engine.add(tokens, rng.choice((1, 1, 2, 17, 40, 90)))
+            prompts[name] = tokens
+            history.append(tokens)
+        if engine.live and rng.random() < 0.02:
+            engine.abort(rng.choice(list(engine.live)))
+        engine.step()
+        for name, said in list(engine.finished.items())[-3:]:
+            if name in engine.reasons and name in prompts:
+                whole = prompts[name] + said
+                if whole not in history[-40:]:
+                    history.append(whole)
+        if rng.random() < 0.2:
+            engine.forget()
+        if rng.random() < 0.005:
+            engine.reset(rng.random() < 0.5)
+    engine.drain()
+    return prompts
+
+
+def check_outputs(engine: Engine, prompts: dict[str, list[int]]) -> None:
+    """What was said is what the model says to the prompt, whatever was cached."""
+    for name, said in engine.finished.items():
+        if engine.reasons.get(name) != "length":
+            continue
+        tokens = list(prompts[name])
+        for token in said:
+            assert token == engine.next_token(tokens), f"{name}: wrong token"
+            tokens.append(token)
