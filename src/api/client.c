@@ -52,6 +52,7 @@ struct client_space {
     flexkv_space pub;
     struct client_space *next;
     uint32_t remote;                /* the daemon's number */
+    double compute_rate;            /* 0: not told */
     flexkv_space_desc desc;
     char name[FK_WIRE_NAME], instance[FK_WIRE_INSTANCE];
     void *fingerprint;
@@ -405,6 +406,14 @@ static int ask_for_namespace(struct client *c, const struct client_namespace *ns
     return rc;
 }
 
+static int tell_compute_rate(struct client *c, const struct client_space *s)
+{
+    struct fk_wire_compute_rate w = { .space = s->remote, .tokens_per_second = s->compute_rate };
+    struct iovec v = { &w, sizeof(w) };
+
+    return send_request(c, FK_WIRE_COMPUTE_RATE, &v, 1);
+}
+
 /* ---- the thread that looks for the daemon ---- */
 
 /* With the lock, which the calls give up while they wait. The handles stay; keys must stay too. */
@@ -421,6 +430,8 @@ static int open_again(struct client *c)
                              "restart the engine", c->address);
         if (!rc)
             s->remote = r.space;
+        if (!rc && s->compute_rate > 0)
+            rc = tell_compute_rate(c, s);
     }
     for (struct client_namespace *ns = c->namespaces; ns && !rc; ns = ns->next)
         rc = ask_for_namespace(c, ns, &ns->remote);
@@ -627,6 +638,22 @@ static int client_namespace_open(flexkv_space *space, const char *const *parts, 
 
 /* ---- memory of workers in this process: agents of their own ---- */
 
+static int client_regions_unregister(flexkv_space *space, uint32_t rank)
+{
+    struct client_space *s = space_of(space);
+    struct client *c = client_of(space->node);
+    flexkv_agent *agent = NULL;
+
+    pthread_mutex_lock(&c->lock);
+    if (rank < s->n_workers)
+        agent = fk_steal(s->agents[rank]);
+    pthread_mutex_unlock(&c->lock);
+    if (!agent)
+        return fk_api_fail(-ENOENT, "rank %u of space %s is not registered", rank, s->name);
+    flexkv_agent_close(agent);
+    return 0;
+}
+
 static int client_regions_register(flexkv_space *space, uint32_t rank, const flexkv_region *regions,
                                    size_t n)
 {
@@ -639,32 +666,25 @@ static int client_regions_register(flexkv_space *space, uint32_t rank, const fle
 
     if (rank >= s->n_workers)
         return fk_api_fail(-EINVAL, "rank %u: space %s has %u", rank, s->name, s->n_workers);
-    if (s->agents[rank])
-        return fk_api_fail(-EEXIST, "rank %u of space %s is registered already", rank, s->name);
+    flexkv_agent *agent = NULL;
     int rc = fk_check_regions(regions, n, rank, &bytes);
+    pthread_mutex_lock(&c->lock);
+    if (!rc && s->agents[rank])
+        rc = fk_api_fail(-EEXIST, "rank %u of space %s is registered already", rank, s->name);
     if (!rc)
-        rc = flexkv_agent_create(&d, regions, n, &s->agents[rank]);
+        rc = flexkv_agent_create(&d, regions, n, &agent);
+    if (!rc)
+        s->agents[rank] = agent;
+    pthread_mutex_unlock(&c->lock);
     if (rc)
         return rc;
-    while ((state = flexkv_agent_state(s->agents[rank])) == 0 && fk_clock_us() < end)
+    while ((state = flexkv_agent_state(agent)) == 0 && fk_clock_us() < end)
         usleep(1000);
     if (state == 1)
         return 0;
-    flexkv_agent_close(s->agents[rank]);
-    s->agents[rank] = NULL;
+    (void)client_regions_unregister(space, rank);
     return state ? state : fk_api_fail(-ETIMEDOUT, "the node at %s does not take the regions",
                                        c->address);
-}
-
-static int client_regions_unregister(flexkv_space *space, uint32_t rank)
-{
-    struct client_space *s = space_of(space);
-
-    if (rank >= s->n_workers || !s->agents[rank])
-        return fk_api_fail(-ENOENT, "rank %u of space %s is not registered", rank, s->name);
-    flexkv_agent_close(s->agents[rank]);
-    s->agents[rank] = NULL;
-    return 0;
 }
 
 /* ---- requests ---- */
@@ -674,17 +694,17 @@ static bool ready(const struct client *c)
     return c->up && !c->reopening;
 }
 
+/* A daemon that is not there now is told when it comes back. */
 static int client_set_compute_rate(flexkv_space *space, double tokens_per_second)
 {
     struct client *c = client_of(space->node);
-    struct fk_wire_compute_rate w = { .space = space_of(space)->remote,
-                                      .tokens_per_second = tokens_per_second };
-    struct iovec v = { &w, sizeof(w) };
 
     pthread_mutex_lock(&c->lock);
-    int rc = ready(c) ? send_request(c, FK_WIRE_COMPUTE_RATE, &v, 1) : not_connected(c);
+    space_of(space)->compute_rate = tokens_per_second;
+    if (ready(c))
+        (void)tell_compute_rate(c, space_of(space));
     pthread_mutex_unlock(&c->lock);
-    return rc;
+    return 0;
 }
 
 static int client_match(flexkv_namespace *ns, const struct fk_key *keys, uint32_t n,

@@ -249,7 +249,8 @@ static uint32_t take_turn(struct fk_node *node, struct batch *b, uint32_t n_befo
     bool more = n_before == FK_NODE_SSD_BATCH || (left && !stores_inflight(node));
     /* A reset is reported at once; it waits in the engine itself and may have taken a wake-up that
      * was meant for us. */
-    more = more || b->resets || atomic_load(&node->io_signalled);
+    more = more || b->resets || atomic_load(&node->io_signalled) || atomic_load(&node->io_stop) ||
+           atomic_load(&node->io_yield);
     n = wait_and_collect(node, b, more ? 0 : sleep_us(node, wakeup, now));
 
     now = fk_clock_us();

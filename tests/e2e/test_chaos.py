@@ -167,3 +167,14 @@ def test_a_second_open_in_vain_leaves_the_first_alone(client):
     client.agents.append(client.agent(1))
     wait_until(lambda: client.node.match(client.keys(1)).blocks == 4, message="the space is not what it was")
     assert client.ended(client.put(2), DEADLINE).status == 0
+
+
+def test_compute_rate_outlives_the_daemon(client, start):                               # noqa: F811
+    """Told while there is none, it is known to the next one."""
+    client.daemon.process.kill()
+    client.daemon.wait()
+    wait_until(lambda: client.node.match(client.keys(1)).blocks == 0)
+    client.node.set_compute_rate(1e5)
+    second = start().ready()
+    wait_until(lambda: [s["compute_us_per_block"] for s in second.status()["spaces"]] == [pytest.approx(40)],
+               message="the daemon was not told what computing costs")

@@ -352,21 +352,15 @@ def test_nothing_is_left_of_engines(start, engine):
     assert d.stop(within=DEADLINE) == 0
 
 
-def test_the_end_waits_for_copies_and_the_second_signal_does_not(start, engine):
+def test_the_end_does_not_wait_for_other_processes(start, engine):
+    """A worker that stands still has a mapping of its own: nobody is harmed if it goes on copying."""
     d = start("--set", "cpu_cache_gb=16M").ready()
     a = engine(d, "a").opened()
     expect_stored(a.put("x", [0, 1, 2]), 3)
     a.workers[0].stop()
     a.scheduler.send("get", seed="x", pages=[4, 5, 6])
     wait_until(lambda: d.status()["stats"]["operations"] == 1)
-    d.process.send_signal(signal.SIGTERM)
-    assert d.told() == "STOPPING=1"
-    time.sleep(1)
-    assert d.process.poll() is None, "it did not wait for a worker that may be copying"
-    begin = time.monotonic()
-    d.process.send_signal(signal.SIGTERM)
-    assert d.wait(2) == -signal.SIGTERM
-    assert time.monotonic() - begin < 1
+    assert d.stop(within=5) == 0
 
 
 def test_idle_exit_after_engines(start, engine):
