@@ -26,9 +26,9 @@ static bool fill_desc(flexkv_agent_desc *desc, PyObject **regions, PyObject *arg
                              "replica", "replicas", "timeout_ms", NULL };
     PyObject *worker = NULL, *slice = NULL, *replica = NULL, *replicas = NULL, *timeout_ms = NULL;
 
-    return PyArg_ParseTupleAndKeywords(args, kw, "sO|$zsOOOOO:Agent", names, &desc->address, regions,
-                                       &desc->space, &desc->instance, &worker, &slice, &replica,
-                                       &replicas, &timeout_ms) &&
+    return PyArg_ParseTupleAndKeywords(args, kw, "sO|$zsOOOOO:Agent", names, &desc->address,
+                                       regions, &desc->space, &desc->instance, &worker, &slice,
+                                       &replica, &replicas, &timeout_ms) &&
            fkpy_u32(worker, "worker", &desc->worker) && fkpy_u32(slice, "slice", &desc->slice) &&
            fkpy_u32(replica, "replica", &desc->replica) &&
            fkpy_u32(replicas, "replicas", &desc->replicas) &&
@@ -164,8 +164,8 @@ static PyGetSetDef properties[] = {
 };
 
 static PyType_Slot slots[] = {
-    { Py_tp_doc, "Agent(address, regions, *, space=None, instance='', worker=0, slice=0, replica=0, "
-      "replicas=1, timeout_ms=0): copies between this process's pages and a node." },
+    { Py_tp_doc, "Agent(address, regions, *, space=None, instance='', worker=0, slice=0, "
+      "replica=0, replicas=1, timeout_ms=0): copies between this process's pages and a node." },
     { Py_tp_new, agent_new },
     { Py_tp_dealloc, agent_dealloc },
     { Py_tp_methods, methods },

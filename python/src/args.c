@@ -1,9 +1,9 @@
 /*
  * args.c - what a call was given, checked and turned into C. See flexkv_py.h.
  *
- * Lists of int and bytes have short ways of their own, because they come with every request; everything
- * else goes through the buffer or the sequence protocol. Nothing of the caller's is kept: while a call
- * runs without the GIL another thread may change a list or a buffer.
+ * Lists of int and bytes have short ways of their own, because they come with every request;
+ * everything else goes through the buffer or the sequence protocol. Nothing of the caller's is
+ * kept: while a call runs without the GIL another thread may change a list or a buffer.
  */
 #include <limits.h>
 #include <string.h>
@@ -208,8 +208,8 @@ static bool view_to_u32s(const Py_buffer *view, const char *what, struct fkpy_ro
 
     if (!letter || !strchr("iIlLqQnN", letter) || view->ndim != 1 ||
         (view->itemsize != 4 && view->itemsize != 8)) {
-        PyErr_Format(PyExc_TypeError, "%s: expected a list of int or a one-dimensional buffer of 4- "
-                     "or 8-byte integers, not format '%s' in %d dimensions", what,
+        PyErr_Format(PyExc_TypeError, "%s: expected a list of int or a one-dimensional buffer of "
+                     "4- or 8-byte integers, not format '%s' in %d dimensions", what,
                      view->format ? view->format : "B", view->ndim);
         return false;
     }
@@ -276,18 +276,21 @@ bool fkpy_u64s(PyObject *o, const char *what, struct fkpy_room *room, size_t *n)
 
 /* ---- hashes and keys ---- */
 
-/* The bytes of one hash; NULL: it is none, or not as long as the first. */
-static const char *hash_at(PyObject *list, Py_ssize_t i, Py_ssize_t expected)
+static bool copy_hash(PyObject *list, Py_ssize_t i, char *to, Py_ssize_t expected)
 {
     PyObject *item = PyList_GetItem(list, i);
-    char *bytes = item ? PyBytes_AsString(item) : NULL;
-    Py_ssize_t length = bytes ? PyBytes_Size(item) : -1;
+    Py_ssize_t length;
+    char *bytes;
 
-    if (!bytes || length == expected)
-        return bytes;
-    PyErr_Format(PyExc_ValueError, "hash %zd has %zd bytes, the first one has %zd", i, length,
-                 expected);
-    return NULL;
+    if (!item || PyBytes_AsStringAndSize(item, &bytes, &length) != 0)
+        return false;
+    if (length != expected) {
+        PyErr_Format(PyExc_ValueError, "hash %zd has %zd bytes, the first one has %zd", i, length,
+                     expected);
+        return false;
+    }
+    memcpy(to, bytes, (size_t)length);
+    return true;
 }
 
 static bool copy_hashes(PyObject *list, struct fkpy_room *room, size_t *hash_bytes, size_t *n)
@@ -297,20 +300,18 @@ static bool copy_hashes(PyObject *list, struct fkpy_room *room, size_t *hash_byt
     Py_ssize_t length = first && PyBytes_Check(first) ? PyBytes_Size(first) : 8;
 
     if (length < 8) {
-        PyErr_Format(PyExc_ValueError, "hashes of %zd bytes: 8 are the least, or blocks are mistaken "
-                     "for each other", length);
+        PyErr_Format(PyExc_ValueError, "hashes of %zd bytes: 8 are the least, or blocks are "
+                     "mistaken for each other", length);
         return false;
     }
     *n = (size_t)count;
     *hash_bytes = (size_t)length;
     if (!fkpy_room_take(room, (size_t)count * (size_t)length))
         return false;
-    for (Py_ssize_t i = 0; i < count; i++) {
-        const char *bytes = hash_at(list, i, length);
-        if (!bytes)
+    char *to = room->data;
+    for (Py_ssize_t i = 0; i < count; i++, to += length)
+        if (!copy_hash(list, i, to, length))
             return false;
-        memcpy((char *)room->data + i * length, bytes, (size_t)length);
-    }
     return true;
 }
 
@@ -361,8 +362,8 @@ bool fkpy_keys(PyObject *o, struct fkpy_room *room, const flexkv_key **keys, uin
         *keys = room->data;
     }
     if (bytes % KEY_BYTES || bytes / KEY_BYTES > UINT32_MAX) {
-        PyErr_Format(PyExc_ValueError, "keys are 16 bytes each; %zd bytes are no whole number of them",
-                     bytes);
+        PyErr_Format(PyExc_ValueError, "keys are 16 bytes each; %zd bytes are no whole number of "
+                     "them", bytes);
         fkpy_room_free(room);
         return false;
     }

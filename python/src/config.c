@@ -1,6 +1,6 @@
 /*
- * config.c - flexkv.Config: options of a node. The library's config is for one thread at a time, which the
- * GIL sees to, except while a node is being opened with it: `busy` then.
+ * config.c - flexkv.Config: options of a node. The library's config is for one thread at a time,
+ * which the GIL sees to, except while a node is being opened with it: `busy` then.
  */
 #include "flexkv_py.h"
 
@@ -115,7 +115,8 @@ static PyMethodDef methods[] = {
     { "load_file", FKPY_KEYWORDS(load_file), "load_file(path)" },
     { "load_env", load_env, METH_NOARGS, "load_env()" },
     { "set", FKPY_KEYWORDS(set), "set(key, value): one option; wins over file and environment." },
-    { "get", FKPY_KEYWORDS(get), "get(key): the effective value as text; nothing can be set then." },
+    { "get", FKPY_KEYWORDS(get),
+      "get(key): the effective value as text; nothing can be set after." },
     { 0 },
 };
 

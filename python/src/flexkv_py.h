@@ -1,14 +1,14 @@
 /*
  * flexkv_py.h - what the files of the extension module flexkv._flexkv share.
  *
- * The module is a thin layer over flexkv.h: it turns arguments into C, calls, turns results into Python
- * objects, and adds what C leaves to the caller:
+ * The module is a thin layer over flexkv.h: it turns arguments into C, calls, turns results into
+ * Python objects, and adds what C leaves to the caller:
  *   - an object may be closed while other threads use it: close waits for their calls (handle.c);
  *   - after fork() the objects in the child refuse to work, and are never closed there;
  *   - what is still open when the interpreter ends is closed before its memory goes away.
  *
- * Only the limited API of Python 3.11 is used. Unless said otherwise a function needs the GIL; those
- * that return bool or PyObject * have set an exception when they return false or NULL.
+ * Only the limited API of Python 3.11 is used. Unless said otherwise a function needs the GIL;
+ * those that return bool or PyObject * have set an exception when they return false or NULL.
  */
 #ifndef FLEXKV_PY_H
 #define FLEXKV_PY_H

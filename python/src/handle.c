@@ -1,9 +1,10 @@
 /*
- * handle.c - the life of a node or an agent under Python's rules: any thread may close it, it may be
- * collected at any time, the process may fork, the interpreter may end. See flexkv_py.h.
+ * handle.c - the life of a node or an agent under Python's rules: any thread may close it, it may
+ * be collected at any time, the process may fork, the interpreter may end. See flexkv_py.h.
  *
- * `users` is taken under the GIL, together with the look at `life`, and given back without it: at the
- * end of the interpreter a daemon thread never gets the GIL again, and close must not wait for it.
+ * `users` is taken under the GIL, together with the look at `life`, and given back without it: at
+ * the end of the interpreter a daemon thread never gets the GIL again, and close must not wait for
+ * it.
  */
 #include <pthread.h>
 #include <time.h>
@@ -60,7 +61,7 @@ static void nap(void)
     nanosleep(&(struct timespec){ .tv_nsec = 200000 }, NULL);
 }
 
-/* Without the GIL. The calls end soon: those that wait for long watch wake_fd or have a deadline. */
+/* Without the GIL. The calls end soon: those that wait watch wake_fd or have a deadline. */
 static void finish_close(struct fkpy_handle *h)
 {
     wake_waiting_calls(h);

@@ -1,6 +1,6 @@
 /*
- * module.c - the module flexkv._flexkv itself: its types, its exception, its constants, and what happens
- * when the interpreter ends.
+ * module.c - the module flexkv._flexkv itself: its types, its exception, its constants, and what
+ * happens when the interpreter ends.
  */
 #include <string.h>
 

@@ -86,7 +86,8 @@ static flexkv_key *bytes_as_keys(PyObject *bytes)
     return (flexkv_key *)(void *)PyBytes_AsString(bytes);
 }
 
-static PyObject *token_keys(PyObject *self, const flexkv_key *prev, const uint32_t *tokens, size_t n)
+static PyObject *token_keys(PyObject *self, const flexkv_key *prev, const uint32_t *tokens,
+                            size_t n)
 {
     enum { LONG_PROMPT = 16384 };   /* from here on hashing takes longer than a thread switch */
     uint32_t per_block = self_of(self)->space->tokens_per_block;
@@ -141,7 +142,8 @@ static PyObject *hash_keys(PyObject *self, const void *hashes, size_t hash_bytes
         Py_XDECREF(keys);
         return NULL;
     }
-    flexkv_keys_from_hashes(self_of(self)->ns, hashes, hash_bytes, hash_bytes, n, bytes_as_keys(keys));
+    flexkv_keys_from_hashes(self_of(self)->ns, hashes, hash_bytes, hash_bytes, n,
+                            bytes_as_keys(keys));
     fkpy_call_end(&c);
     return keys;
 }
@@ -248,7 +250,8 @@ static PyObject *put(PyObject *self, PyObject *const *args, Py_ssize_t n_args, P
     return op;
 }
 
-static PyObject *prefetch(PyObject *self, PyObject *const *args, Py_ssize_t n_args, PyObject *kwnames)
+static PyObject *prefetch(PyObject *self, PyObject *const *args, Py_ssize_t n_args,
+                          PyObject *kwnames)
 {
     static const char *const names[] = { "keys", "timeout_ms" };
     static const struct fkpy_signature sig = { "prefetch", names, 1, 2 };

@@ -1,10 +1,10 @@
 /*
- * node.c - flexkv.Node: a node in this process, or a daemon's. Its life is in handle.c, its statistics are
- * in stats.c, spaces in space.c.
+ * node.c - flexkv.Node: a node in this process, or a daemon's. Its life is in handle.c, its
+ * statistics are in stats.c, spaces in space.c.
  *
- * Calls that take microseconds (match, get, put, poll without waiting, ...) keep the GIL on a node in this
- * process: whoever gives it up waits up to 5 ms to get it back, when another Python thread computes.
- * A daemon's node answers over a round trip, so there they give it up.
+ * Calls that take microseconds (match, get, put, poll without waiting, ...) keep the GIL on a node
+ * in this process: whoever gives it up waits up to 5 ms to get it back, when another Python thread
+ * computes. A daemon's node answers over a round trip, so there they give it up.
  */
 #include <poll.h>
 #include <stdlib.h>
@@ -247,7 +247,8 @@ static PyObject *completion_list(struct fkpy_state *state, const flexkv_completi
     return all;
 }
 
-static PyObject *node_poll(PyObject *self, PyObject *const *args, Py_ssize_t n_args, PyObject *kwnames)
+static PyObject *node_poll(PyObject *self, PyObject *const *args, Py_ssize_t n_args,
+                           PyObject *kwnames)
 {
     static const char *const names[] = { "max", "timeout_ms" };
     static const struct fkpy_signature sig = { "poll", names, 0, 2 };
@@ -279,7 +280,8 @@ static PyObject *node_poll(PyObject *self, PyObject *const *args, Py_ssize_t n_a
 
 /* ---- operations ---- */
 
-static PyObject *node_get(PyObject *self, PyObject *const *args, Py_ssize_t n_args, PyObject *kwnames)
+static PyObject *node_get(PyObject *self, PyObject *const *args, Py_ssize_t n_args,
+                          PyObject *kwnames)
 {
     static const char *const names[] = { "lease", "first", "pages", "timeout_ms" };
     static const struct fkpy_signature sig = { "get", names, 3, 4 };
@@ -405,11 +407,12 @@ static PyMethodDef methods[] = {
     { "connect", FKPY_KEYWORDS(node_connect) | METH_CLASS,
       "connect(address, config=None): the node that a daemon serves." },
     { "listen", FKPY_KEYWORDS(node_listen), "listen(address): lets agents register there." },
-    { "serve", FKPY_KEYWORDS(node_serve), "serve(address): the same for clients, as a daemon does." },
+    { "serve", FKPY_KEYWORDS(node_serve),
+      "serve(address): the same for clients, as a daemon does." },
     { "wait_idle", FKPY_KEYWORDS(node_wait_idle),
-      "wait_idle(idle_ms, timeout_ms=-1): True once it has had a client, and for so long none." },
-    { "space", FKPY_KEYWORDS(fkpy_node_space), "space(name=None, *, tokens_per_block, ...): a Space; "
-      "waits for its workers' agents." },
+      "wait_idle(idle_ms, timeout_ms=-1): True once the node has had no client for so long." },
+    { "space", FKPY_KEYWORDS(fkpy_node_space),
+      "space(name=None, *, tokens_per_block, ...): a Space; waits for its workers' agents." },
     { "release", FKPY_FASTCALL(node_release), "release(lease): gives it back unused." },
     { "get", FKPY_FASTCALL(node_get),
       "get(lease, first, pages, timeout_ms=0): starts a get; its operation's number." },

@@ -267,10 +267,10 @@ def test_memory_of_this_process_at_a_daemon(address, start):
 
 def test_a_served_node_becomes_idle(address, start):
     daemon = start(DaemonSide, address)
-    assert daemon.ask("wait_idle", 0, 300) is False, "it has had no client"
-    node = connect(address)
-    assert daemon.ask("wait_idle", 100, 300) is False
-    node.close()
+    assert daemon.ask("wait_idle", 0, 300) is False, "nobody has come yet"
+    with connect(address) as node:
+        node.space(slice_bytes=4096, **GEOMETRY)
+        assert daemon.ask("wait_idle", 100, 600) is False
     assert daemon.ask("wait_idle", 100, 10000) is True
 
 
