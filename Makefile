@@ -8,7 +8,7 @@
 BUILD ?= build
 MESON := $(shell command -v /usr/bin/meson || command -v meson || echo meson)
 
-.PHONY: all deps demo demo-replay test fuzz soak bench lint clean install help
+.PHONY: all deps demo demo-replay test test-engine fuzz soak soak-engine bench bench-engine clean install help
 
 all: | $(BUILD)/build.ninja
 	@ninja -C $(BUILD)
@@ -33,9 +33,21 @@ test:
 	@tools/install-deps --test
 	@tools/test
 
+test-engine:            ## all tests against the real vLLM, also those that make test leaves out
+	@tools/install-deps --test
+	@FLEXKV_ENGINE_TESTS=all tools/test engine
+
 fuzz:                   ## every fuzz target for FUZZ_SECONDS (60)
 	@tools/install-deps --test
 	@tools/fuzz
+
+bench-engine:           ## the real vLLM: time to first token, cost of new prompts, of a request, memory
+	@tools/install-deps --engine
+	@p=$$(tools/engine-env) && d=$$(tools/engine-env --package) && PYTHONPATH=$$d $$p bench/engine.py
+
+soak-engine:            ## the real vLLM under load, its processes killed or stopped at random, 50 rounds
+	@tools/install-deps --engine
+	@tools/soak-engine
 
 soak:                   ## simulator and kill -9 for SOAK_SECONDS (600)
 	@tools/install-deps --test

@@ -68,7 +68,10 @@ class Node:
         space_handle, ns = c.c_void_p(), c.c_void_p()
         _check(_lib.flexkv_space_open(self._node, c.byref(desc), c.byref(space_handle)))
         _check(_lib.flexkv_namespace_open(space_handle, None, c.c_size_t(0), c.byref(ns)))
-        self._ns, self._tokens = ns, tokens
+        self._space, self._ns, self._tokens = space_handle, ns, tokens
+
+    def set_compute_rate(self, tokens_per_second: float) -> None:
+        _check(_lib.flexkv_space_set_compute_rate(self._space, c.c_double(tokens_per_second)))
 
     def keys(self, tokens) -> bytes:
         blocks = len(tokens) // self._tokens

@@ -1,11 +1,23 @@
 """Tests against the real vLLM. They run in the environment that tools/engine-env makes, which has
 vLLM and torch, with FlexKV's package in PYTHONPATH; tools/test does both."""
 import importlib.util
+import os
 from pathlib import Path
 
 import pytest
 
 HERE = Path(__file__).resolve().parent
+
+# An engine takes half a minute to start. These repeat with the other connector, mode or model what
+# the rest has shown; `make test` leaves them out, `make test-engine` runs all.
+LONG = (
+    "test_hits[1-", "test_conversations[upstream]", "test_ssd_and_restart[ours]",
+    "test_failed_loads_recompute[1-upstream]", "test_failed_loads_recompute[0-ours]",
+    "test_failed_loads_fail", "test_preemption[upstream]", "test_one_process[ours]",
+    "test_mla[upstream]", "test_sliding_window_failures", "test_engines_share_a_daemon",
+    "test_parallel[gqa-tensor-upstream]", "test_parallel[gqa-pipeline-", "test_parallel[mla-",
+    "test_cpu_tier[2-", "test_failing_ssd[fail-", "test_example",
+)
 
 
 def why_not() -> str:
@@ -15,7 +27,11 @@ def why_not() -> str:
     return ""
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if os.environ.get("FLEXKV_ENGINE_TESTS") != "all":
+        left = [i for i in items if HERE in i.path.parents and i.name.startswith(LONG)]
+        config.hook.pytest_deselected(items=left)
+        items[:] = [i for i in items if i not in left]
     if reason := why_not():
         for item in items:
             if HERE in item.path.parents:
