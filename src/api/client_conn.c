@@ -5,6 +5,7 @@
 #include <poll.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
+#include <sys/socket.h>
 #include <stdio.h>
 
 #include "api/client_impl.h"
@@ -72,6 +73,7 @@ static void go_down(struct client *c, const char *why)
                 why);
     c->up = false;
     epoll_ctl(c->epoll_fd, EPOLL_CTL_DEL, c->fd, NULL);
+    shutdown(c->fd, SHUT_RDWR);         /* a fork may have the descriptor too; before anything ends */
     close(c->fd);
     c->fd = -1;
     fk_msg_reader_free(&c->in);

@@ -256,19 +256,28 @@ void fk_links_cancel(struct fk_node *node)
                 atomic_store(&l->cancel[i], true);
 }
 
+/* What was read for a put counts only if its pages were still the put's: once the operation has ended
+ * for the engine, it writes to them again. A client that gives the node up takes its operations for
+ * ended too, and closes its connection first. */
+static bool pages_were_kept(const struct fk_link *l, const struct fk_job *job)
+{
+    return !atomic_load(&job->cancelled) && fk_server_is_there(l->node, l->in->owner);
+}
+
 static int take_report(struct fk_link *l, const struct fk_ring_report *r)
 {
     struct fk_job *job = r->job < FK_AGENT_JOBS ? l->jobs[r->job] : NULL;
 
     if (!job || r->ok > job->n || r->status > 0)
         return -EPROTO;
+    uint32_t ok = job->to_engine || pages_were_kept(l, job) ? r->ok : 0;
     l->jobs[r->job] = NULL;
     l->n_jobs--;
     atomic_fetch_add(job->to_engine ? &l->node->bytes_to_engine : &l->node->bytes_from_engine,
                      r->ok * l->hello.slice_bytes / (job->to_engine ? 1 : l->hello.replicas));
     if (job->to_engine)
         fk_rates_copied(l->in->space, r->ok, r->us);
-    fk_core_job_done(l->node->core, job, r->ok, r->status ? r->status : -ECANCELED, fk_clock_us());
+    fk_core_job_done(l->node->core, job, ok, r->status ? r->status : -ECANCELED, fk_clock_us());
     return 0;
 }
 

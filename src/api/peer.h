@@ -103,5 +103,7 @@ void fk_server_note_user(struct fk_server *server);
 /* With the lock. */
 bool fk_server_has_session(const struct fk_node *node, uint64_t id);
 int fk_server_session_pid(const struct fk_node *node, uint64_t id);
+/* Has the client not closed its connection, as of now? 0: this process, which is there. */
+bool fk_server_is_there(const struct fk_node *node, uint64_t id);
 
 #endif

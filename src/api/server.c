@@ -7,6 +7,7 @@
  * would keep it open, that is what the pid is for.
  */
 #include <fcntl.h>
+#include <poll.h>
 #include <stdio.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
@@ -472,6 +473,14 @@ static const struct fk_peer *session_peer(const struct fk_node *node, uint64_t i
 bool fk_server_has_session(const struct fk_node *node, uint64_t id)
 {
     return session_peer(node, id);
+}
+
+bool fk_server_is_there(const struct fk_node *node, uint64_t id)
+{
+    const struct fk_peer *peer = id ? session_peer(node, id) : NULL;
+    struct pollfd p = { .fd = peer ? peer->fd : -1, .events = POLLRDHUP };
+
+    return !id || (peer && poll(&p, 1, 0) == 0);
 }
 
 int fk_server_session_pid(const struct fk_node *node, uint64_t id)

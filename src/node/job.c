@@ -126,6 +126,8 @@ static void put_block_lost(struct fk_core *core, struct op *op, uint32_t block)
 
 static void finish_put(struct fk_core *core, struct op *op, struct job *j)
 {
+    if (op->reported)       /* its pages may have been other ones' when they were read */
+        j->ok = 0;
     core->to_write.len = 0;
     for (uint32_t i = 0; i < j->ok; i++)
         put_block_ready(core, op, j->blocks[i]);

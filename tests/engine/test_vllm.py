@@ -167,17 +167,12 @@ def test_one_process(kind: str, models: Path, reference: Any, tmp_path: Path) ->
     check_basics(result)
 
 
-# What an engine says with MLA depends on which requests it happens to compute together, also
-# without any connector.
-ALONE: dict[str, Any] = {"max_num_seqs": 1}
-
-
 @pytest.mark.parametrize("kind", ["upstream", "ours"])
 def test_mla(kind: str, models: Path, reference: Any, tmp_path: Path) -> None:
     """One latent vector per token, blocks of 16; the engine has no prefix cache of its own."""
     steps = basics(16)
-    expected = reference("mla", "mla", steps, ALONE)
-    result = run(tmp_path, "engine", model(models, "mla") | connector(kind) | ALONE, steps)
+    expected = reference("mla", "mla", steps)
+    result = run(tmp_path, "engine", model(models, "mla") | connector(kind), steps)
     same_tokens(expected, result)
     assert cached(result, "hit") == [33 * 16, 16 * 16, 30 * 16]
     assert cached(result, "exact") == [30 * 16]
@@ -220,7 +215,7 @@ PARALLEL = [
 def test_parallel(kind: str, size: str, name: str, models: Path, reference: Any,
                   tmp_path: Path) -> None:
     """Two workers: each has its slices of a block, or both the same one (tensor parallel MLA)."""
-    two: dict[str, Any] = {f"{size}_parallel_size": 2} | (ALONE if name == "mla" else {})
+    two: dict[str, Any] = {f"{size}_parallel_size": 2}
     if size == "pipeline":      # on a CPU it crashes in eager mode, also without any connector
         two |= {"enforce_eager": False, "compilation_config": {"mode": 2, "backend": "eager"}}
     expected = reference(f"{size} {name}", name, PARALLEL, two)

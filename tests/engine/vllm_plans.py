@@ -131,8 +131,9 @@ def tail(folder: Path, name: str, lines: int = 60) -> str:
     return "end of its log:\n" + "\n".join(log(folder, name).splitlines()[-lines:])
 
 
-# On a CPU, vLLM 0.32 computes plain rotary embeddings of MLA's queries wrongly, and differently in each batch.
-# Scaled ones are right.
+# On a CPU, vLLM 0.32 turns the queries of MLA by wrong angles, and by others in each batch, if rotary
+# embeddings are plain ones: its kernel takes a strided view for a dense tensor. Scaled ones it
+# computes in torch, rightly.
 YARN = {"rope_type": "deepseek_yarn", "rope_theta": 10000.0, "factor": 2.0,
         "original_max_position_embeddings": 8192, "beta_fast": 32, "beta_slow": 1,
         "mscale": 1.0, "mscale_all_dim": 1.0}

@@ -91,6 +91,26 @@ static void an_engine_ends(void **state)
     rig_close(&r);
 }
 
+/* A put that was reported while a worker still held its pages: they may have been written to since. */
+static void late_bytes_of_a_put_are_not_stored(void **state)
+{
+    struct rig r;
+    uint64_t op;
+
+    rig_open(&r, &plain);
+    op = put(&r, 1, 8);
+    struct fk_job *job = fk_core_take_job(r.core, r.instance, 0);
+    pass_time(&r, 100000000);               /* past the deadline */
+    pass_time(&r, 100000000);               /* past the grace */
+    assert_true(completed(&r, op));
+    assert_int_equal(r.last.status, -ETIMEDOUT);
+    assert_true(r.last.flags & FLEXKV_COMPLETION_PAGES_BUSY);
+    fk_core_job_done(r.core, job, 8, 0, r.now);
+    assert_int_equal(matched(&r, 1, 8), 0);
+    assert_int_equal(stats_of(&r).cpu.free_slots, 64);
+    rig_close(&r);
+}
+
 /* ---- declining ---- */
 
 static void set_costs(struct rig *r, double copy_us, double ssd_us, double compute_us)
@@ -176,6 +196,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(one_stores_the_other_loads),
         cmocka_unit_test(an_engine_ends),
+        cmocka_unit_test(late_bytes_of_a_put_are_not_stored),
         cmocka_unit_test(slow_copies_are_declined),
         cmocka_unit_test(a_slow_disk_is_declined),
         cmocka_unit_test(a_slow_disk_is_tried_again),
