@@ -12,7 +12,7 @@ import os
 
 logger = logging.getLogger("vllm.flexkv")
 
-TESTED = ("0.24.0", "0.31.0", "0.32.0")
+TESTED = ("0.32.0",)
 ANY_VERSION = "FLEXKV_VLLM_ANY_VERSION"
 
 _BASE = "vllm.distributed.kv_transfer.kv_connector.v1.base"
