@@ -255,10 +255,10 @@ class Scheduler:
             memory.count({GET: "gets_ok", PUT: "puts_ok"}.get(op.kind, "heartbeat"))
         else:
             memory.count("failed")
-        if done.flags & PAGES_BUSY:
-            memory.count("busy")
+        memory.count("busy", done.flags & PAGES_BUSY)
+        if done.flags & PAGES_BUSY and op.kind == GET:
             self.busy.append((done.op, op.pages))
-        else:
+        else:                   # what is still read for a put must never be seen by anybody
             self.give_pages(op.pages)
 
     def look_for_late_ones(self, pauses: int) -> None:

@@ -152,6 +152,11 @@ def test_impossible_layouts(shape: Any, strides: Any, words: str) -> None:
     assert "model.layers.3.attn" in str(e.value)
 
 
+def test_memory_of_a_gpu_is_refused() -> None:
+    with pytest.raises(GeometryError, match="host memory only"):
+        tensor_regions("layer", torch.empty(BLOCKS, 4, device="meta"), BLOCKS)
+
+
 def test_several_tensors_in_a_layer() -> None:
     with pytest.raises(GeometryError, match="2 tensors"):
         tensor_regions("mamba", [numbered(BLOCKS, 4)] * 2, BLOCKS)

@@ -55,7 +55,13 @@ def config(kind: str) -> dict[str, Any]:
             "num_attention_heads": 8, "num_key_value_heads": 8,
             "kv_lora_rank": 512, "q_lora_rank": None,
             "qk_nope_head_dim": 64, "qk_rope_head_dim": 64, "v_head_dim": 64,
-            "rope_theta": 10000.0, "attention_bias": False,
+            "attention_bias": False,
+            # As real models of this family have it. Without scaling vLLM's CPU operator rotates
+            # the strided queries and keys wrongly, by amounts that depend on the batch.
+            "rope_parameters": {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0,
+                                "original_max_position_embeddings": 4096,
+                                "beta_fast": 32, "beta_slow": 1,
+                                "mscale": 1.0, "mscale_all_dim": 1.0},
             # Every layer is before the first one with experts.
             "first_k_dense_replace": 3, "n_routed_experts": 2, "n_shared_experts": 1,
             "num_experts_per_tok": 1, "moe_intermediate_size": 64, "n_group": 1, "topk_group": 1,

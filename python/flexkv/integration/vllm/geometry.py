@@ -47,6 +47,10 @@ def group_regions(layers: Mapping[str, Any], num_blocks: int) -> list[Region]:
 def tensor_regions(name: str, tensor: Any, num_blocks: int) -> list[Region]:
     if isinstance(tensor, (list, tuple)):
         raise GeometryError(f"the KV cache of {name} is {len(tensor)} tensors, not one")
+    if tensor.device.type != "cpu":
+        raise GeometryError(f"the KV cache of {name} is on {tensor.device}: this build copies host "
+                            "memory only, it has no copy backend for GPUs; leave out "
+                            "--kv-transfer-config, or set ENABLE_FLEXKV=0")
     item = tensor.element_size()
     return regions_of(name, tensor.data_ptr(), tuple(tensor.shape),
                       tuple(s * item for s in tensor.stride()), item, num_blocks)
