@@ -15,6 +15,7 @@ LONG = (
     "test_failed_loads_recompute[1-upstream]", "test_failed_loads_recompute[0-ours]",
     "test_failed_loads_fail", "test_preemption[upstream]", "test_one_process[ours]",
     "test_mla[upstream]", "test_sliding_window_failures", "test_engines_share_a_daemon",
+    "test_replicas_share_a_daemon",
     "test_parallel[gqa-tensor-upstream]", "test_parallel[gqa-pipeline-", "test_parallel[mla-",
     "test_cpu_tier[2-", "test_failing_ssd[fail-", "test_example",
 )

@@ -4,8 +4,10 @@ import itertools
 import json
 import os
 import pickle
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,7 +19,7 @@ if importlib.util.find_spec("vllm") is None or importlib.util.find_spec("flexkv"
 
 import torch
 
-from flexkv.integration.vllm import identity, versions
+from flexkv.integration.vllm import identity, node, settings, versions
 from flexkv.integration.vllm.geometry import (GeometryError, group_regions, joined, layer_order,
                                               regions_of, tensor_regions)
 from flexkv.integration.vllm.groups import (CHUNK, FULL, WINDOW, Group, Unsupported, alignment,
@@ -376,6 +378,54 @@ def test_namespaces_of_requests() -> None:
     assert identity.requested_parts(SimpleNamespace()) == ()
     assert identity.requested_parts(SimpleNamespace(namespace_info="a")) == ("a",)
     assert identity.requested_parts(SimpleNamespace(namespace_info=["a", 5])) == ("a", "5")
+
+
+# ---- daemon --------------------------------------------------------------------------------------
+
+def options(address: str, **more: Any) -> settings.Settings:
+    return settings.Settings(**{
+        "enabled": True, "sync_get": False, "client": True, "launch": True, "address": address,
+        "max_spaces": 1, "op_timeout": 20.0, "lease_timeout": 30.0, "start_timeout": 20.0, **more})
+
+
+def test_a_daemon_is_started_and_is_nobodys_child(tmp_path: Path,
+                                                  monkeypatch: pytest.MonkeyPatch) -> None:
+    """An engine's end takes all its descendants with it."""
+    monkeypatch.setenv("FLEXKV_CPU_CACHE_GB", "1M")
+    address = f"ipc://{tmp_path}/node"
+    first = node.open_node(options(address), 3)
+    status = json.loads(first.status())
+    try:
+        process = Path(f"/proc/{status['pid']}")
+        assert f"\nPPid:\t{os.getpid()}\n" not in (process / "status").read_text()
+        assert os.getpgid(status["pid"]) != os.getpgid(0)
+        assert b"max_spaces=3" in (process / "cmdline").read_bytes()
+        second = node.open_node(options(address, launch=False), 3)
+        assert json.loads(second.status())["pid"] == status["pid"]
+        second.close()
+        first.close()
+    finally:
+        os.kill(status["pid"], signal.SIGKILL)
+
+
+def test_a_daemon_that_can_not_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLEXKV_CPU_CACHE_GB", "1M")
+    monkeypatch.setattr(node, "_WINNER_SECONDS", 0.5)
+    address = f"ipc://{tmp_path}/no/such/folder/node"
+    start = time.monotonic()
+    with pytest.raises(OSError, match="has ended, see its message above"):
+        node.open_node(options(address), 1)
+    assert time.monotonic() - start < 10
+
+
+def test_replicas_of_a_dense_model() -> None:
+    def replica(engine_id: str, **parallel: Any) -> bool:
+        return settings._is_replica(SimpleNamespace(
+            parallel_config=SimpleNamespace(**{"data_parallel_size": 1, **parallel}),
+            kv_transfer_config=SimpleNamespace(engine_id=engine_id)))
+    assert not replica("5c1f")
+    assert replica("5c1f_dp0") and replica("x", data_parallel_size=2)
+    assert replica("x", data_parallel_index=1)
 
 
 # ---- what travels --------------------------------------------------------------------------------

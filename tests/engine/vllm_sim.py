@@ -32,13 +32,14 @@ from vllm.utils.hashing import get_hash_fn_by_name
 from vllm.v1.core import kv_cache_utils
 from vllm.v1.kv_cache_interface import (FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec,
                                         SlidingWindowSpec)
-from vllm.v1.outputs import KVConnectorOutput, ModelRunnerOutput
+from vllm.v1.outputs import DraftTokenIds, KVConnectorOutput, ModelRunnerOutput
 from vllm.v1.request import Request, RequestStatus
 from vllm.v1.structured_output import StructuredOutputManager
 
 BLOCK = 16
 CELL = 8                # bytes of KV per token and layer
 VOCAB = 2000
+NO_TOKEN = VOCAB + 1    # never said
 POISON = 0xA5           # in pages that nobody has computed
 
 
@@ -53,6 +54,7 @@ class Setup:
     max_tokens_per_step: int = 256
     max_model_len: int = 512
     layers: int = 2                     # of each group
+    drafts: int = 0                     # tokens guessed ahead of each step, some of them rightly
 
 
 @dataclass
@@ -81,6 +83,7 @@ class Engine:
         self.checked = 0                # cells
         self.cached: dict[str, int] = {}
         self.preemptions = 0
+        self.random = random.Random(1)
         self.counts: dict[str, float] = {}
         self._count = 0
         os.environ["FLEXKV_SYNC_GET"] = str(int(setup.sync))
@@ -100,6 +103,8 @@ class Engine:
             max_num_batched_tokens=self.setup.max_tokens_per_step, max_num_seqs=16,
             enable_prefix_caching=True, kv_transfer_config=transfer,
             disable_hybrid_kv_cache_manager=self.setup.kind != "ours",
+            speculative_config={"method": "ngram", "num_speculative_tokens": self.setup.drafts,
+                                "prompt_lookup_max": 4} if self.setup.drafts else None,
         ).create_engine_config()
         config.cache_config.block_size = BLOCK
         config.cache_config.num_gpu_blocks = self.setup.blocks
@@ -178,12 +183,14 @@ class Engine:
             h.update(token.to_bytes(4, "little"))
         return int.from_bytes(h.digest(), "little") % VOCAB
 
-    def _compute(self, live: Live, table: tuple[list[int], ...], start: int, count: int) -> None:
+    def _compute(self, live: Live, table: tuple[list[int], ...], start: int, count: int,
+                 drafts: list[int]) -> None:
         end = start + count
-        assert end <= len(live.tokens), (
+        tokens = live.tokens[:end - len(drafts)] + drafts
+        assert end <= len(tokens), (
             f"{live.request.request_id}: computing [{start}, {end}) of {len(live.tokens)} tokens, the "
             f"engine has {live.request.num_tokens}")
-        cells = self._cells(live.tokens, 0, end)
+        cells = self._cells(tokens, 0, end)
         for g, window in enumerate(self.setup.windows):
             first = max(0, start - window + 1) if window else 0
             for layer in range(self.setup.layers):
@@ -202,11 +209,33 @@ class Engine:
                     elif page:
                         at.copy_(torch.frombuffer(bytearray(cell), dtype=torch.uint8))
 
-    def _sample(self, live: Live, end: int) -> list[int]:
-        """The token after the computed ones; the same as before if the engine had dropped it."""
+    def _sample(self, live: Live, end: int, drafts: list[int]) -> list[int]:
+        """The token after the computed ones, the same as before if the engine had dropped it; and
+        one more for each draft that was right."""
         if end == len(live.tokens):
             live.tokens.append(self.next_token(live.tokens))
-        return [live.tokens[end]]
+        said = [live.tokens[end]]
+        for draft in drafts:
+            if draft != said[-1]:
+                break
+            live.tokens.append(self.next_token(live.tokens))
+            said.append(live.tokens[-1])
+        return said
+
+    def _guess(self) -> None:
+        """Drafts for the next step: right ones up to some place, then wrong ones."""
+        ids, drafts = [], []
+        for name, live in self.live.items():
+            if live.request.num_tokens != len(live.tokens):
+                continue
+            tokens, guessed = list(live.tokens), []
+            right = self.random.randrange(self.setup.drafts + 1)
+            for i in range(self.setup.drafts):
+                tokens.append(self.next_token(tokens))
+                guessed.append(tokens[-1] if i < right else NO_TOKEN)
+            ids.append(name)
+            drafts.append(guessed)
+        self.scheduler.update_draft_token_ids(DraftTokenIds(ids, drafts))
 
     # ---- steps ---------------------------------------------------------------------------------
 
@@ -234,6 +263,8 @@ class Engine:
         result = self._execute(flight)
         outputs = self.scheduler.update_from_output(flight.output, result)
         self._collect(outputs)
+        if self.setup.drafts:
+            self._guess()
         if not flight.output.total_num_scheduled_tokens:
             time.sleep(0.0005)          # as the engine does
         return True
@@ -253,9 +284,11 @@ class Engine:
             if not failed.isdisjoint(flight.tables[name][0]):
                 sampled.append([0])     # computed on what was not loaded; the engine drops it
                 continue
-            self._compute(live, flight.tables[name], start, count)
-            sampled.append(self._sample(live, start + count) if start + count >= flight.known[name]
-                           else [])
+            drafts = [d if d >= 0 else NO_TOKEN      # padding
+                      for d in output.scheduled_spec_decode_tokens.get(name, ())]
+            self._compute(live, flight.tables[name], start, count, drafts)
+            end = start + count - len(drafts)
+            sampled.append(self._sample(live, end, drafts) if end >= flight.known[name] else [])
         results = connector.get_transfer_results(output.finished_req_ids)
         kv = KVConnectorOutput(
             finished_sending=results.finished_sending, finished_recving=results.finished_recving,

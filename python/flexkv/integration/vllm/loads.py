@@ -230,7 +230,7 @@ class Loads:
         load.ended = True
         self._active.pop(load, None)
         if load.failed:
-            self._c.count["failed_loads"] += 1
+            self._c.count["failed_loads"] += not request.finished
             request.no_load = True
             for chain in request.chains:
                 chain.forget()

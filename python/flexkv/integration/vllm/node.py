@@ -22,6 +22,7 @@ logger = logging.getLogger("vllm.flexkv")
 # engine to be restarted and find its blocks in memory.
 IDLE_SECONDS = 60
 _RETRY_SECONDS = 0.1
+_WINNER_SECONDS = 10    # in which another engine's daemon must answer once ours has ended
 _NOBODY = (errno.ECONNREFUSED, errno.ENOENT)
 
 
@@ -49,7 +50,7 @@ def _connect(settings: Settings, spaces: int) -> Node:
     config = Config()
     config.load_default()
     deadline = time.monotonic() + settings.start_timeout
-    daemon: subprocess.Popen[bytes] | None = None
+    daemon, lost = 0, False
     while True:
         try:
             node = Node.connect(settings.address, config)
@@ -63,33 +64,40 @@ def _connect(settings: Settings, spaces: int) -> Node:
                             f"with: flexkv serve --address {settings.address}, or let the engine "
                             "start it with FLEXKV_SERVER_LAUNCH_MODE=embedded") from e
             if time.monotonic() > deadline:
-                raise Error(e.errno, f"no FlexKV daemon answers at {settings.address} after "
-                            f"{settings.start_timeout:.0f} s{_fate(daemon)} "
-                            "(FLEXKV_SERVER_RECV_PORT, FLEXKV_WORKER_TIMEOUT_MS)") from e
-        if daemon is None:
+                raise Error(e.errno, f"no FlexKV daemon answers at {settings.address}"
+                            f"{_fate(daemon)} (FLEXKV_SERVER_RECV_PORT, FLEXKV_WORKER_TIMEOUT_MS)") from e
+        if not daemon:
             daemon = _start_daemon(settings, spaces)
+        elif not lost and not _runs(daemon):
+            lost = True
+            deadline = min(deadline, time.monotonic() + _WINNER_SECONDS)
         time.sleep(_RETRY_SECONDS)
 
 
-def _start_daemon(settings: Settings, spaces: int) -> subprocess.Popen[bytes]:
-    """Out of the engine's process group, so that it outlives the engine that happened to start
-    it: others may be using it."""
-    program = find_program()
-    command = [program, "serve", "--address", settings.address,
+def _start_daemon(settings: Settings, spaces: int) -> int:
+    """Out of the engine's process group and no child of its: other engines may be using it when
+    this one ends, and vLLM kills all its descendants then. Returns the process number."""
+    command = [find_program(), "serve", "--address", settings.address,
                "--exit-when-idle", str(IDLE_SECONDS)]
     if settings.max_spaces < spaces:
         command += ["--set", f"max_spaces={spaces}"]
     logger.info("FlexKV: nobody answers at %s, starting %s", settings.address, " ".join(command))
-    return subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
+    shell = subprocess.run(["/bin/sh", "-c", '"$@" >&2 & echo $!', "sh", *command],
+                           stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, check=True,
+                           start_new_session=True, timeout=settings.start_timeout)
+    return int(shell.stdout)
 
 
-def _fate(daemon: subprocess.Popen[bytes] | None) -> str:
-    if daemon is None:
+def _runs(process: int) -> bool:
+    return Path(f"/proc/{process}").exists()
+
+
+def _fate(daemon: int) -> str:
+    if not daemon:
         return ""
-    code = daemon.poll()
-    if code is None:
-        return f"; the one started here (process {daemon.pid}) still runs"
-    return f"; the one started here ended with status {code}, see its message above"
+    if _runs(daemon):
+        return f"; the one started here (process {daemon}) still runs"
+    return f"; the one started here (process {daemon}) has ended, see its message above"
 
 
 def find_program() -> str:

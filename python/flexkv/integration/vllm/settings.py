@@ -33,7 +33,7 @@ def read(vllm_config: Any) -> Settings:
         return int(config.get(key) or 0)
 
     client = (_true(config.get("server_client_mode")) or number("instance_num") > 1
-              or vllm_config.parallel_config.data_parallel_size > 1)
+              or _is_replica(vllm_config))
     address = config.get("server_recv_port")
     if not client and not _given(address):
         address = own_address(str(vllm_config.kv_transfer_config.engine_id))
@@ -48,6 +48,14 @@ def read(vllm_config: Any) -> Settings:
         lease_timeout=number("lease_timeout_ms") / 1e3,
         start_timeout=number("worker_timeout_ms") / 1e3,
     )
+
+
+def _is_replica(vllm_config: Any) -> bool:
+    """One of several data-parallel engines? Replicas of a dense model are told that they are alone;
+    the suffix of their engine's id gives them away."""
+    parallel = vllm_config.parallel_config
+    return (parallel.data_parallel_size > 1 or getattr(parallel, "data_parallel_index", 0) > 0
+            or re.search(r"_dp\d+$", str(vllm_config.kv_transfer_config.engine_id)) is not None)
 
 
 def own_address(engine_id: str) -> str:
