@@ -79,7 +79,7 @@ def test_chaos(modules):
 class Client:
     """An engine in this process: its scheduler's node, and agents of two workers."""
 
-    PAGE, PAGES = 8192, 8
+    PAGE, PAGES = 65536, 8
 
     def __init__(self, address):
         import api
@@ -178,3 +178,36 @@ def test_compute_rate_outlives_the_daemon(client, start):                       
     second = start().ready()
     wait_until(lambda: [s["compute_us_per_block"] for s in second.status()["spaces"]] == [pytest.approx(40)],
                message="the daemon was not told what computing costs")
+
+
+def test_put_of_a_client_that_gave_up_is_not_stored(client):
+    """It lies in the socket of a daemon that stands still. When the daemon goes on, and the put with it, the pages have
+    had another use for long."""
+    pages = [0, 1, 2, 3]
+    for seed in range(8):
+        for memory in client.memory:
+            ctypes.memset(memory, 1, client.PAGE * client.PAGES)
+        keys = client.keys(seed)
+        wait_until(lambda: client.node.match(keys).blocks == 0 and client.daemon.status()["instances"][0]["registered"] == 2)
+        stop(client.daemon.process)
+        try:
+            ops = {client.put(seed), *(client.node.prefetch(keys) for _ in range(20))}
+            wait_until(lambda: not ops.difference_update(done.op for done in client.node.poll(100)) and not ops)
+            for memory in client.memory:
+                ctypes.memset(memory, 2, client.PAGE * client.PAGES)
+        finally:
+            client.daemon.process.send_signal(signal.SIGCONT)
+        wait_until(lambda: client_is_back(client))
+        time.sleep(0.1)
+        found = client.node.match(keys)
+        if found.blocks:
+            op = client.node.get(found.lease, 0, [p + len(pages) for p in range(found.blocks)], 0)
+            assert client.ended(op, DEADLINE).status == 0
+            assert client.memory[0].raw[len(pages) * client.PAGE] == 1, "bytes of another use of the pages were stored"
+
+
+def client_is_back(client):
+    try:
+        return client.node.status()
+    except client.api.Failed:
+        return False
