@@ -108,7 +108,7 @@ class Engine:
         waits for an engine core that was killed for ever, with a connector or without; a user kills it."""
         if self.child.process.stdin is not None:
             self.child.process.stdin.close()
-        if not any(Path(f"/proc/{pid}").exists() for pid in self.pids("EngineCore")):
+        if not set(self.pids("EngineCore")) & set(group(self.child.process.pid)):
             self.child.process.kill()
         wait_until(lambda: not group(self.child.process.pid), GONE_SECONDS,
                    lambda: f"{self.name}: processes stay: " + ", ".join(

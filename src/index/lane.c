@@ -120,28 +120,36 @@ static uint32_t quota_left(const struct fk_group *g, enum fk_tier tier)
     return FK_BUG(9) ? UINT32_MAX : g->max[tier] > g->used[tier] ? g->max[tier] - g->used[tier] : 0;
 }
 
-/* Free slots that others have been promised and have not taken yet. */
+/* Free slots that others have been promised and have not taken yet. With directories out, a
+ * promise is kept in part: all of them may be more than what is left. */
 static uint32_t promised_to_others(const struct fk_index *ix, const struct fk_group *own,
                                    enum fk_tier tier)
 {
+    const struct fk_slots *s = &ix->spaces[own->space].slots[tier];
     uint32_t promised = 0;
 
     for (uint32_t i = 0; i < ix->n_groups; i++) {
         const struct fk_group *g = &ix->groups[i];
-        if (g != own && g->space == own->space && g->guaranteed[tier] > g->used[tier])
-            promised += g->guaranteed[tier] - g->used[tier];
+        uint32_t guaranteed = g->guaranteed[tier];
+        if (fk_unlikely(s->n_out))
+            guaranteed = (uint32_t)((uint64_t)guaranteed * (s->n - s->n_out) / s->n);
+        if (g != own && g->space == own->space && guaranteed > g->used[tier])
+            promised += guaranteed - g->used[tier];
     }
     return promised;
 }
 
+/* What is promised to others binds nobody who takes what was promised to himself. */
 uint32_t fk_index_room(const struct fk_index *ix, uint32_t group, enum fk_tier tier,
                        uint32_t want, uint32_t reserve)
 {
     const struct fk_group *g = &ix->groups[group];
-    uint32_t n_free = fk_slots_usable(&ix->spaces[g->space].slots[tier]);
-    uint32_t kept = reserve + promised_to_others(ix, g, tier);
+    uint32_t usable = fk_slots_usable(&ix->spaces[g->space].slots[tier]);
+    uint32_t n_free = usable > reserve ? usable - reserve : 0;
+    uint32_t own = g->guaranteed[tier] > g->used[tier] ? g->guaranteed[tier] - g->used[tier] : 0;
+    uint32_t promised = promised_to_others(ix, g, tier);
 
-    n_free = n_free > kept ? n_free - kept : 0;
+    n_free = fk_max(n_free > promised ? n_free - promised : 0, fk_min(own, n_free));
     return fk_min(fk_min(want, n_free), quota_left(g, tier));
 }
 

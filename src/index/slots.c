@@ -54,9 +54,12 @@ static void slot_take(struct fk_slots *s, uint32_t slot)
 void fk_slots_set_out(struct fk_slots *s, uint32_t dirs_out)
 {
     s->dirs_out = dirs_out;
-    s->n_free_out = 0;
-    for (uint32_t slot = 0; dirs_out && slot < s->n; slot++)
-        s->n_free_out += fk_slots_is_free(s, slot) && fk_slots_out(s, slot);
+    s->n_out = s->n_free_out = 0;
+    for (uint32_t slot = 0; dirs_out && slot < s->n; slot++) {
+        bool out = fk_slots_out(s, slot);
+        s->n_out += out;
+        s->n_free_out += out && fk_slots_is_free(s, slot);
+    }
 }
 
 bool fk_slots_take_at(struct fk_slots *s, uint32_t slot)

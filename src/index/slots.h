@@ -19,7 +19,7 @@ struct fk_slots {
     uint32_t cursor;            /* where the next search starts */
     /* Slots of directories that are out are not given out (SSD). */
     uint32_t stripe, dirs, dirs_out;
-    uint32_t n_free_out;        /* of n_free: on such directories */
+    uint32_t n_out, n_free_out; /* of n, of n_free: on such directories */
 };
 
 int fk_slots_init(struct fk_slots *s, uint32_t n, uint32_t stripe, uint32_t dirs);

@@ -77,15 +77,15 @@ def test_chaos(modules):
 # ---- what it has found, and what is too slow for it to find ----
 
 class Client:
-    """An engine in this process: its scheduler's node, and agents of two workers."""
+    """An engine in this process: its scheduler's node, and agents of its workers."""
 
-    PAGE, PAGES = 65536, 8
+    PAGE, PAGES, TOKENS = 65536, 32, 4
 
-    def __init__(self, address):
+    def __init__(self, address, workers=2):
         import api
         self.api, self.address = api, address
-        self.memory = [ctypes.create_string_buffer(self.PAGE * self.PAGES) for _ in range(2)]
-        self.agents = [self.agent(0), self.agent(1)]
+        self.memory = [ctypes.create_string_buffer(self.PAGE * self.PAGES) for _ in range(workers)]
+        self.agents = [self.agent(w) for w in range(workers)]
         self.node = api.Node(address, listen=False)
         self.open()
 
@@ -94,13 +94,17 @@ class Client:
                               [(ctypes.addressof(self.memory[worker]), self.PAGE, self.PAGE, self.PAGES)])
 
     def open(self, wait_ms=10000):
-        self.node.open("model", "here", 2, 4, wait_ms)
+        self.node.open("model", "here", len(self.memory), self.TOKENS, wait_ms)
 
-    def keys(self, seed):
-        return self.node.keys([seed * 100 + i for i in range(4 * 4)])
+    def keys(self, seed, blocks=4):
+        return self.node.keys([seed * 1000 + i for i in range(blocks * self.TOKENS)])
 
-    def put(self, seed):
-        return self.node.put(self.keys(seed), 0, [0, 1, 2, 3], 0)
+    def put(self, seed, blocks=4):
+        return self.node.put(self.keys(seed, blocks), 0, list(range(blocks)), 0)
+
+    def write(self, byte):
+        for memory in self.memory:
+            ctypes.memset(memory, byte, len(memory))
 
     def ended(self, op, within):
         end = time.monotonic() + within
@@ -180,30 +184,31 @@ def test_compute_rate_outlives_the_daemon(client, start):                       
                message="the daemon was not told what computing costs")
 
 
-def test_put_of_a_client_that_gave_up_is_not_stored(client):
+def test_put_of_a_client_that_gave_up_is_not_stored(modules, start):                    # noqa: F811
     """It lies in the socket of a daemon that stands still. When the daemon goes on, and the put with it, the pages have
     had another use for long."""
-    pages = [0, 1, 2, 3]
-    for seed in range(8):
-        for memory in client.memory:
-            ctypes.memset(memory, 1, client.PAGE * client.PAGES)
-        keys = client.keys(seed)
-        wait_until(lambda: client.node.match(keys).blocks == 0 and client.daemon.status()["instances"][0]["registered"] == 2)
-        stop(client.daemon.process)
-        try:
-            ops = {client.put(seed), *(client.node.prefetch(keys) for _ in range(20))}
-            wait_until(lambda: not ops.difference_update(done.op for done in client.node.poll(100)) and not ops)
-            for memory in client.memory:
-                ctypes.memset(memory, 2, client.PAGE * client.PAGES)
-        finally:
-            client.daemon.process.send_signal(signal.SIGCONT)
-        wait_until(lambda: client_is_back(client))
-        time.sleep(0.1)
-        found = client.node.match(keys)
-        if found.blocks:
-            op = client.node.get(found.lease, 0, [p + len(pages) for p in range(found.blocks)], 0)
-            assert client.ended(op, DEADLINE).status == 0
-            assert client.memory[0].raw[len(pages) * client.PAGE] == 1, "bytes of another use of the pages were stored"
+    daemon = start("--set", "cpu_cache_gb=32M").ready()
+    client, blocks = Client(daemon.address, workers=1), 16
+    try:
+        for seed in range(3):
+            client.write(1)
+            keys = client.keys(seed, blocks)
+            stop(daemon.process)
+            try:
+                ops = {client.put(seed, blocks), *(client.node.prefetch(keys) for _ in range(20))}
+                wait_until(lambda: not ops.difference_update(done.op for done in client.node.poll(100)) and not ops)
+                client.write(2)
+            finally:
+                daemon.process.send_signal(signal.SIGCONT)
+            wait_until(lambda: client_is_back(client))
+            time.sleep(0.1)
+            found = client.node.match(keys)
+            if found.blocks:
+                op = client.node.get(found.lease, 0, list(range(blocks, blocks + found.blocks)), 0)
+                assert client.ended(op, DEADLINE).status == 0
+                assert client.memory[0].raw[blocks * client.PAGE] == 1, "bytes of the pages' next use were stored"
+    finally:
+        client.close()
 
 
 def client_is_back(client):

@@ -36,6 +36,8 @@ from vllm.v1.outputs import DraftTokenIds, KVConnectorOutput, ModelRunnerOutput
 from vllm.v1.request import Request, RequestStatus
 from vllm.v1.structured_output import StructuredOutputManager
 
+from flexkv.integration.vllm.versions import transfer_results
+
 BLOCK = 16
 CELL = 8                # bytes of KV per token and layer
 VOCAB = 2000
@@ -289,16 +291,23 @@ class Engine:
             self._compute(live, flight.tables[name], start, count, drafts)
             end = start + count - len(drafts)
             sampled.append(self._sample(live, end, drafts) if end >= flight.known[name] else [])
-        results = connector.get_transfer_results(output.finished_req_ids)
-        kv = KVConnectorOutput(
-            finished_sending=results.finished_sending, finished_recving=results.finished_recving,
-            failed_recving=results.failed_recving,
-            invalid_block_ids=connector.get_block_ids_with_load_errors(),
-            kv_connector_stats=connector.get_kv_connector_stats())
+        kv = self._transfers(output.finished_req_ids)
+        kv.invalid_block_ids = connector.get_block_ids_with_load_errors()
+        kv.kv_connector_stats = connector.get_kv_connector_stats()
         connector.clear_connector_metadata()
         return ModelRunnerOutput(req_ids=ids, req_id_to_index={r: i for i, r in enumerate(ids)},
                                  sampled_token_ids=sampled,
                                  kv_connector_output=None if kv.is_empty() else kv)
+
+    def _transfers(self, finished: set[str]) -> KVConnectorOutput:
+        """As newer and as older workers ask for it."""
+        if transfer_results() is None:
+            sending, recving = self.worker.get_finished(finished)
+            return KVConnectorOutput(finished_sending=sending, finished_recving=recving)
+        results = self.worker.get_transfer_results(finished)
+        return KVConnectorOutput(
+            finished_sending=results.finished_sending, finished_recving=results.finished_recving,
+            failed_recving=results.failed_recving)
 
     def _collect(self, outputs: dict[int, Any]) -> None:
         for out in outputs.values():

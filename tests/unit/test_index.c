@@ -402,6 +402,33 @@ static void guarantee_is_never_taken(void **state)
     fk_index_fini(&ix);
 }
 
+/* With a directory out, what is promised is more than what is left. */
+static void guarantees_share_what_is_left(void **state)
+{
+    struct fk_index ix;
+    struct fk_index_params params = { .max_spaces = 1, .seed = 99, .policy = { .kind = FK_POLICY_LRU } };
+    uint32_t slots[FK_TIERS] = { 16, 32 }, space, a, b;
+    uint32_t no_limit[FK_TIERS] = { UINT32_MAX, UINT32_MAX };
+    uint32_t much[FK_TIERS] = { 0, 24 }, little[FK_TIERS] = { 0, 8 };
+
+    assert_int_equal(fk_index_init(&ix, &params), 0);
+    assert_int_equal(fk_index_space_add(&ix, slots, 8, 2, &space), 0);
+    assert_int_equal(fk_index_group_add(&ix, 0, no_limit, much, &a), 0);
+    assert_int_equal(fk_index_group_add(&ix, 0, no_limit, little, &b), 0);
+    assert_int_equal(fk_index_room(&ix, b, SSD, 32, 0), 8);
+    assert_int_equal(fk_index_room(&ix, 0, SSD, 32, 0), 0);
+    fk_slots_set_out(&ix.spaces[0].slots[SSD], 1);      /* 16 are left, of 32 */
+    assert_int_equal(fk_index_room(&ix, b, SSD, 32, 0), 8);
+    uint32_t first, got = 0;
+    while (got < 8)
+        got += fk_index_take_slots(&ix, b, SSD, 8 - got, &first);
+    assert_int_equal(fk_index_room(&ix, b, SSD, 32, 0), 0);
+    assert_int_equal(fk_index_room(&ix, a, SSD, 32, 0), 8);
+    fk_slots_set_out(&ix.spaces[0].slots[SSD], 0);
+    assert_int_equal(fk_index_room(&ix, a, SSD, 32, 0), 24);
+    fk_index_fini(&ix);
+}
+
 static void impossible_quotas_are_refused(void **state)
 {
     struct fk_index ix;
@@ -669,6 +696,7 @@ int main(void)
         cmocka_unit_test(doomed_blocks_are_not_found_but_keep_what_is_pinned),
         cmocka_unit_test(maximum_is_paid_by_its_own_blocks),
         cmocka_unit_test(guarantee_is_never_taken),
+        cmocka_unit_test(guarantees_share_what_is_left),
         cmocka_unit_test(impossible_quotas_are_refused),
         cmocka_unit_test(rebase_keeps_the_order),
         cmocka_unit_test(second_space_grows_and_keeps_all),
