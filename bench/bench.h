@@ -21,6 +21,7 @@ struct bench_result {
 int bench_index(struct bench_result *out, int max);
 int bench_hash(struct bench_result *out, int max);
 int bench_copy(struct bench_result *out, int max);
+int bench_gpu(struct bench_result *out, int max);
 int bench_ssd(const char *dir, struct bench_result *out, int max);
 int bench_recover(const char *dir, struct bench_result *out, int max);
 

@@ -8,7 +8,7 @@
 #include "bench.h"
 #include "cmd.h"
 
-#define MAX_RESULTS 16
+#define MAX_RESULTS 32
 
 static const char *ssd_dir = ".";
 
@@ -30,6 +30,7 @@ static const struct {
     { "index", bench_index, "match and put of 512 blocks at an index of a million" },
     { "hash", bench_hash, "deriving keys, and the checksum" },
     { "copy", bench_copy, "engine pages <-> cpu slots in host memory" },
+    { "gpu", bench_gpu, "engine pages in GPU memory <-> cpu slots; needs a GPU" },
     { "ssd", run_ssd, "the SSD tier against a bare io_uring loop on the same files" },
     { "recover", run_recover, "a store of a million slots after a restart" },
 };

@@ -199,6 +199,9 @@ typedef struct flexkv_agent_desc {
                                      worker's number, where workers with one slice are neighbours */
     uint32_t timeout_ms;          /* without a node for so long: one line in the log; 0:
                                      worker_timeout_ms. It goes on looking */
+    const uint32_t *layer_regions;/* how many of the regions each layer has, in order; for copies in
+                                     layers. NULL: none of those. Read by the call only */
+    uint32_t n_layers;
 } flexkv_agent_desc;
 
 /*
@@ -218,7 +221,17 @@ FLEXKV_API int flexkv_agent_state(flexkv_agent *agent);
  */
 FLEXKV_API int flexkv_agent_revoke(flexkv_agent *agent, const uint64_t *ops, size_t n,
                                    int timeout_ms);
-/* Stops copying, leaves the node. Accepts NULL. */
+/*
+ * For gets with FLEXKV_OP_LAYERWISE: makes the CUDA stream wait until the layer's pages of these
+ * operations are in place; what is launched on it afterwards may read them. Returns as soon as the
+ * copies are on their way; in host memory, when they are in place (stream: NULL). -ETIMEDOUT: the
+ * agent has not been told of an operation, or is not so far, after timeout_ms; other -errno: the
+ * copy failed. The operation's completion says whether all of it arrived.
+ */
+FLEXKV_API int flexkv_agent_wait_layer(flexkv_agent *agent, const uint64_t *ops, size_t n,
+                                       uint32_t layer, void *stream, int timeout_ms);
+/* Stops copying, leaves the node. Accepts NULL. A copy that a hanging device does not end keeps what
+ * it touches until the process ends. */
 FLEXKV_API void flexkv_agent_close(flexkv_agent *agent);
 
 /* ---- keys ------------------------------------------------------------------------------
@@ -269,7 +282,12 @@ typedef struct flexkv_op_args {
     void *user_data;              /* comes back in the completion */
     int8_t *results;              /* optional, one per block: 0 or -errno; written before the
                                      completion is returned; the caller's until then */
+    uint32_t flags;               /* enum flexkv_op_flags */
 } flexkv_op_args;
+
+/* A get that agents carry out layer by layer, of all blocks each, so that the engine can begin with
+ * the first (flexkv_agent_wait_layer). It begins when all blocks are in the cpu tier. */
+enum flexkv_op_flags { FLEXKV_OP_LAYERWISE = 1 };
 
 /*
  * Copies blocks [first, first + n) of the lease into the engine's pages. Once the call succeeds

@@ -78,8 +78,12 @@ class Node:
               ranks: int = 1, slice_bytes: int = 0, instance: str = "", workers: int = 0,
               wait_ms: int = 0) -> Space: ...
     def release(self, lease: int) -> None: ...
-    def get(self, lease: int, first: int, pages: Pages, timeout_ms: int = 0) -> int:
-        """Starts a get of blocks [first, first + len(pages)); returns the operation's number."""
+    def get(self, lease: int, first: int, pages: Pages, timeout_ms: int = 0,
+            layerwise: bool = False) -> int:
+        """Starts a get of blocks [first, first + len(pages)); returns the operation's number.
+
+        layerwise: all blocks' first layer first, and so on; see Agent.wait_layer.
+        """
     def cancel(self, op: int) -> bool:
         """False: it has ended already."""
     def poll(self, max: int = 256, timeout_ms: int = 0) -> list[Completion]:
@@ -122,12 +126,17 @@ class Agent:
     error: str           # why the node turned it away; "" when it did not
     def __init__(self, address: str, regions: Sequence[Region], *, space: str | None = None,
                  instance: str = "", worker: int = 0, slice: int = 0, replica: int = 0,
-                 replicas: int = 1, timeout_ms: int = 0) -> None:
-        """The memory must stay where it is until close."""
+                 replicas: int = 1, timeout_ms: int = 0,
+                 layers: Sequence[int] | None = None) -> None:
+        """The memory must stay where it is until close. layers: how many of the regions each layer
+        has, in order, for gets with layerwise."""
     def state(self) -> int:
         """1 registered, 0 looking for the node, -errno turned away."""
     def revoke(self, ops: Sequence[int], timeout_ms: int = 5000) -> bool:
         """False: a copy did not stop in time."""
+    def wait_layer(self, ops: Sequence[int], layer: int, stream: int, timeout_ms: int) -> int:
+        """The CUDA stream (a cudaStream_t as a number) waits for the layer's pages of these
+        operations; 0, for host memory: the caller does. 0 or -errno."""
     def close(self) -> None: ...
     def __enter__(self) -> Self: ...
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,

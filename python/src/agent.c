@@ -20,15 +20,16 @@ static void close_object(void *object)
 
 /* ---- starting and closing ---- */
 
-static bool fill_desc(flexkv_agent_desc *desc, PyObject **regions, PyObject *args, PyObject *kw)
+static bool fill_desc(flexkv_agent_desc *desc, PyObject **regions, PyObject **layers, PyObject *args,
+                      PyObject *kw)
 {
     static char *names[] = { "address", "regions", "space", "instance", "worker", "slice",
-                             "replica", "replicas", "timeout_ms", NULL };
+                             "replica", "replicas", "timeout_ms", "layers", NULL };
     PyObject *worker = NULL, *slice = NULL, *replica = NULL, *replicas = NULL, *timeout_ms = NULL;
 
-    return PyArg_ParseTupleAndKeywords(args, kw, "sO|$zsOOOOO:Agent", names, &desc->address,
+    return PyArg_ParseTupleAndKeywords(args, kw, "sO|$zsOOOOOO:Agent", names, &desc->address,
                                        regions, &desc->space, &desc->instance, &worker, &slice,
-                                       &replica, &replicas, &timeout_ms) &&
+                                       &replica, &replicas, &timeout_ms, layers) &&
            fkpy_u32(worker, "worker", &desc->worker) && fkpy_u32(slice, "slice", &desc->slice) &&
            fkpy_u32(replica, "replica", &desc->replica) &&
            fkpy_u32(replicas, "replicas", &desc->replicas) &&
@@ -39,19 +40,25 @@ static PyObject *agent_new(PyTypeObject *type, PyObject *args, PyObject *kw)
 {
     flexkv_agent_desc desc = { .struct_bytes = sizeof(desc), .replicas = 1 };
     struct fkpy_state *state = PyType_GetModuleState(type);
-    struct fkpy_room regions;
-    PyObject *regions_arg;
+    struct fkpy_room regions, layers = { 0 };
+    PyObject *regions_arg, *layers_arg = NULL;
     flexkv_agent *object;
-    size_t n;
+    size_t n, n_layers = 0;
     int rc;
 
-    if (!fill_desc(&desc, &regions_arg, args, kw) || !fkpy_regions(regions_arg, &regions, &n))
+    if (!fill_desc(&desc, &regions_arg, &layers_arg, args, kw) ||
+        !fkpy_regions(regions_arg, &regions, &n))
         return NULL;
-    PyObject *self = PyType_GenericAlloc(type, 0);
+    bool ok = !layers_arg || layers_arg == Py_None ||
+              fkpy_u32s(layers_arg, "layers", &layers, &n_layers);
+    PyObject *self = ok ? PyType_GenericAlloc(type, 0) : NULL;
     if (!self) {
         fkpy_room_free(&regions);
+        fkpy_room_free(&layers);
         return NULL;
     }
+    desc.layer_regions = layers.data;
+    desc.n_layers = (uint32_t)n_layers;
     struct fkpy_handle *h = &self_of(self)->handle;
     h->name = "agent";
     h->close = close_object;
@@ -60,6 +67,7 @@ static PyObject *agent_new(PyTypeObject *type, PyObject *args, PyObject *kw)
     rc = flexkv_agent_create(&desc, regions.data, n, &object);
     Py_END_ALLOW_THREADS
     fkpy_room_free(&regions);
+    fkpy_room_free(&layers);
     if (rc) {
         Py_DECREF(self);
         return fkpy_raise(state, rc);
@@ -141,6 +149,30 @@ static PyObject *agent_revoke(PyObject *self, PyObject *args, PyObject *kw)
     return PyBool_FromLong(rc == 0);
 }
 
+static PyObject *agent_wait_layer(PyObject *self, PyObject *args)
+{
+    PyObject *ops_arg;
+    unsigned layer;
+    unsigned long long stream;
+    int timeout_ms;
+    struct fkpy_room ops;
+    struct fkpy_call c;
+    size_t n;
+
+    if (!PyArg_ParseTuple(args, "OIKi:wait_layer", &ops_arg, &layer, &stream, &timeout_ms) ||
+        !fkpy_u64s(ops_arg, "ops", &ops, &n))
+        return NULL;
+    if (!fkpy_call_begin(&c, fkpy_state_of(self), &self_of(self)->handle, true)) {
+        fkpy_room_free(&ops);
+        return NULL;
+    }
+    int rc = flexkv_agent_wait_layer(c.handle->object, ops.data, n, layer, (void *)(uintptr_t)stream,
+                                     timeout_ms);
+    fkpy_call_end(&c);
+    fkpy_room_free(&ops);
+    return PyLong_FromLong(rc);
+}
+
 static PyObject *agent_closed(PyObject *self, void *unused)
 {
     return PyBool_FromLong(atomic_load(&self_of(self)->handle.life) != FKPY_OPEN);
@@ -151,6 +183,9 @@ static PyMethodDef methods[] = {
       "1: registered at a node; 0: looking for it; -errno: turned away." },
     { "revoke", FKPY_KEYWORDS(agent_revoke), "revoke(ops, timeout_ms=5000): after True these "
       "operations touch the pages no more. False: a copy did not stop in time." },
+    { "wait_layer", agent_wait_layer, METH_VARARGS, "wait_layer(ops, layer, stream, timeout_ms): "
+      "the CUDA stream waits for the layer's pages of these operations (get with layerwise); "
+      "stream 0: the caller does. 0 or -errno." },
     { "close", agent_close, METH_NOARGS, "Stops copying, leaves the node. May be repeated." },
     { "__enter__", agent_enter, METH_NOARGS, NULL },
     { "__exit__", agent_exit, METH_VARARGS, NULL },
@@ -165,7 +200,7 @@ static PyGetSetDef properties[] = {
 
 static PyType_Slot slots[] = {
     { Py_tp_doc, "Agent(address, regions, *, space=None, instance='', worker=0, slice=0, "
-      "replica=0, replicas=1, timeout_ms=0): copies between this process's pages and a node." },
+      "replica=0, replicas=1, timeout_ms=0, layers=None): copies between this process's pages and a node." },
     { Py_tp_new, agent_new },
     { Py_tp_dealloc, agent_dealloc },
     { Py_tp_methods, methods },

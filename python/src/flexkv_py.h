@@ -121,7 +121,7 @@ struct fkpy_signature {
     const char *const *names;
     Py_ssize_t required, total;
 };
-#define FKPY_MAX_ARGS 4
+#define FKPY_MAX_ARGS 8
 /* Sorts positional and keyword arguments into out, borrowed; NULL where none was given. */
 bool fkpy_arguments(const struct fkpy_signature *sig, PyObject *const *args, Py_ssize_t n,
                     PyObject *kwnames, PyObject *out[FKPY_MAX_ARGS]);

@@ -283,16 +283,18 @@ static PyObject *node_poll(PyObject *self, PyObject *const *args, Py_ssize_t n_a
 static PyObject *node_get(PyObject *self, PyObject *const *args, Py_ssize_t n_args,
                           PyObject *kwnames)
 {
-    static const char *const names[] = { "lease", "first", "pages", "timeout_ms" };
-    static const struct fkpy_signature sig = { "get", names, 3, 4 };
+    static const char *const names[] = { "lease", "first", "pages", "timeout_ms", "layerwise" };
+    static const struct fkpy_signature sig = { "get", names, 3, 5 };
     PyObject *arg[FKPY_MAX_ARGS];
     struct fkpy_room pages;
     struct fkpy_call c;
     uint64_t lease, op;
     uint32_t first, timeout_ms = 0;
+    int layerwise = 0;
     size_t n;
 
     if (!fkpy_arguments(&sig, args, n_args, kwnames, arg) || !fkpy_u64(arg[0], "lease", &lease) ||
+        (arg[4] && (layerwise = PyObject_IsTrue(arg[4])) < 0) ||
         !fkpy_u32(arg[1], "first", &first) || !fkpy_u32(arg[3], "timeout_ms", &timeout_ms) ||
         !fkpy_u32s(arg[2], "pages", &pages, &n))
         return NULL;
@@ -301,7 +303,8 @@ static PyObject *node_get(PyObject *self, PyObject *const *args, Py_ssize_t n_ar
         return NULL;
     }
     flexkv_op_args op_args = { .struct_bytes = sizeof(op_args), .pages = pages.data,
-                               .timeout_ms = timeout_ms };
+                               .timeout_ms = timeout_ms,
+                               .flags = layerwise ? FLEXKV_OP_LAYERWISE : 0 };
     int rc = flexkv_get(node_of(&c), lease, first, (uint32_t)n, &op_args, &op);
     fkpy_call_end(&c);
     fkpy_room_free(&pages);
@@ -415,7 +418,8 @@ static PyMethodDef methods[] = {
       "space(name=None, *, tokens_per_block, ...): a Space; waits for its workers' agents." },
     { "release", FKPY_FASTCALL(node_release), "release(lease): gives it back unused." },
     { "get", FKPY_FASTCALL(node_get),
-      "get(lease, first, pages, timeout_ms=0): starts a get; its operation's number." },
+      "get(lease, first, pages, timeout_ms=0, layerwise=False): starts a get; its operation's "
+      "number." },
     { "cancel", FKPY_FASTCALL(node_cancel), "cancel(op): False: it has ended already." },
     { "poll", FKPY_FASTCALL(node_poll),
       "poll(max=256, timeout_ms=0): completions; waits for the first one (-1: no limit)." },

@@ -1,70 +1,25 @@
 /*
  * agent.c - flexkv_agent: the thread in an engine's worker process that copies between its pages and
- * the node's cpu tier. The node's side of it is link.c.
+ * the node's cpu tier. Its work is in agent_jobs.c; the node's side of it is link.c.
  *
  *   look for the node -> hello -> wait -> welcome -> commands and reports, until the node goes
  *        ^_____________________________________________________________________________|
- *
- * Nobody else in the process may touch the node's memory. `lock` guards what is told about the
- * thread (state, running) and what must not be copied any more (revoked).
  */
 #include <poll.h>
-#include <pthread.h>
 #include <stdio.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
+#include <time.h>
 
-#include "api/node_impl.h"
+#include "api/agent_impl.h"
 #include "base/clock.h"
 #include "base/log.h"
-#include "ipc/ring.h"
-#include "ipc/socket.h"
-#include "ipc/wire.h"
 
 #define RETRY_MIN_MS 20
 #define RETRY_MAX_MS 250
 #define HELLO_TIMEOUT_US 5000000u
-#define REVOKED_KEPT 4096u              /* far more operations than a node has under way */
 #define TIMEOUT_MS 60000u
-#define POPULATE_BYTES (8 * FK_MIB)
-#ifndef MADV_POPULATE_WRITE
-#define MADV_POPULATE_WRITE 23
-#endif
-
-struct flexkv_agent {
-    struct fk_wire_hello hello;
-    char *address;
-    uint64_t timeout_us;
-    flexkv_region *regions;
-    uint32_t n_regions;
-    struct fk_team *team;
-    const struct fk_copy_backend *backend;
-    pthread_t thread;
-    int stop_fd;
-    _Atomic bool stop;
-
-    pthread_mutex_t lock;
-    pthread_cond_t changed;
-    int state;
-    char error[FK_WIRE_TEXT];
-    uint64_t running;                   /* the operation that is being copied; 0: none */
-    _Atomic bool *running_cancel;
-    uint64_t revoked[REVOKED_KEPT];     /* a ring: the oldest is forgotten first */
-    uint32_t n_revoked;
-
-    /* of the connection; the thread's own */
-    int fd, command_fd, report_fd;
-    struct fk_msg_reader in;
-    struct fk_wire_welcome w;
-    char *pool;
-    size_t pool_bytes, memory_bytes;
-    void *memory;
-    _Atomic bool *cancel;
-    struct fk_ring commands, reports;
-    uint32_t *lists;                    /* slots and pages of the job, out of the other's reach */
-    uint32_t lists_cap;
-    uint64_t populated;
-};
+#define STUCK_S 30                      /* a copy that has not stopped by then never will */
 
 /* ---- state ---- */
 
@@ -84,7 +39,9 @@ static void set_state(flexkv_agent *a, int state, const char *error)
 static void begin_service(flexkv_agent *a)
 {
     pthread_mutex_lock(&a->lock);
-    a->n_revoked = 0;
+    a->n_revoked = a->n_layered = 0;
+    for (uint32_t i = 0; i < FK_AGENT_LAYERED; i++)
+        a->layered[i].tag = 0;
     pthread_mutex_unlock(&a->lock);
     set_state(a, 1, NULL);
 }
@@ -101,6 +58,7 @@ static void pause_ms(flexkv_agent *a, int ms)
 
 static void disconnect(flexkv_agent *a)
 {
+    fk_copier_detach(a->copier);
     if (a->pool)
         munmap(a->pool, a->pool_bytes);
     if (a->memory)
@@ -233,199 +191,6 @@ static int connect_node(flexkv_agent *a)
     return rc ? rc : wait_for_welcome(a);
 }
 
-/* ---- jobs ---- */
-
-static bool is_revoked(const flexkv_agent *a, uint64_t tag)
-{
-    for (uint32_t i = 0; i < fk_min(a->n_revoked, REVOKED_KEPT); i++)
-        if (a->revoked[i] == tag)
-            return true;
-    return false;
-}
-
-/* From here until end_job a revoke waits for it. */
-static bool begin_job(flexkv_agent *a, const struct fk_ring_job *job)
-{
-    pthread_mutex_lock(&a->lock);
-    bool go = !is_revoked(a, job->tag);
-    if (go) {
-        a->running = job->tag;
-        a->running_cancel = &a->cancel[job->job];
-    }
-    pthread_mutex_unlock(&a->lock);
-    return go;
-}
-
-static void end_job(flexkv_agent *a)
-{
-    pthread_mutex_lock(&a->lock);
-    a->running = 0;
-    a->running_cancel = NULL;
-    pthread_cond_broadcast(&a->changed);
-    pthread_mutex_unlock(&a->lock);
-}
-
-/* Of workers with the same slice each stores its share; loading, each takes all. */
-static uint32_t my_share(const flexkv_agent *a, const struct fk_ring_job *job, uint32_t *slots,
-                         uint32_t *pages)
-{
-    uint32_t k = 0;
-
-    if (job->to_engine || a->w.replicas == 1)
-        return job->n;
-    for (uint32_t i = a->w.replica; i < job->n; i += a->w.replicas) {
-        slots[k] = slots[i];
-        pages[k++] = pages[i];
-    }
-    return k;
-}
-
-/* How many leading blocks of the job are done when k of this worker's share are. */
-static uint32_t leading(const flexkv_agent *a, const struct fk_ring_job *job, uint32_t k,
-                        uint32_t share)
-{
-    if (k == share)
-        return job->n;
-    return job->to_engine || a->w.replicas == 1 ? k : a->w.replica + k * a->w.replicas;
-}
-
-static bool lists_ok(const flexkv_agent *a, const struct fk_ring_job *job, const uint32_t *slots,
-                     const uint32_t *pages)
-{
-    for (uint32_t i = 0; i < job->n; i++)
-        if (slots[i] >= a->w.n_slots || pages[i] >= a->hello.pages)
-            return false;
-    return true;
-}
-
-static uint32_t copy(flexkv_agent *a, const struct fk_ring_job *job, int *status)
-{
-    uint32_t *slots = a->lists, *pages = a->lists + job->n;
-    struct fk_copy_target target = {
-        .regions = a->regions, .n_regions = a->n_regions, .pool = a->pool,
-        .slot_bytes = a->w.slot_bytes, .slice_offset = a->w.slice_offset,
-    };
-
-    if (!lists_ok(a, job, slots, pages)) {
-        *status = -EFAULT;
-        return 0;
-    }
-    uint32_t share = my_share(a, job, slots, pages);
-    struct fk_copy_blocks blocks = { .slots = slots, .pages = pages, .n = share,
-                                     .to_engine = job->to_engine };
-    uint32_t ok = fk_team_copy(a->team, a->backend, &target, &blocks, &a->cancel[job->job], status);
-    return leading(a, job, ok, share);
-}
-
-static int take_job(flexkv_agent *a, const void *payload, uint32_t bytes, struct fk_ring_job *job)
-{
-    if (bytes < sizeof(*job))
-        return -EPROTO;
-    memcpy(job, payload, sizeof(*job));
-    if (job->job >= a->w.n_jobs || (bytes - sizeof(*job)) / 8 < job->n)
-        return -EPROTO;
-    if (job->n > a->lists_cap) {
-        uint32_t *p = realloc(a->lists, 8ull * job->n);
-        if (!p)
-            return -ENOMEM;
-        a->lists = p;
-        a->lists_cap = job->n;
-    }
-    memcpy(a->lists, (const char *)payload + sizeof(*job), 8ull * job->n);
-    return 0;
-}
-
-static int report(flexkv_agent *a, const struct fk_ring_report *r)
-{
-    struct fk_ring_report *rec = fk_ring_reserve(&a->reports, FK_RING_REPORT, sizeof(*rec));
-
-    if (!rec)                           /* it has room for all jobs there can be */
-        return -EPROTO;
-    *rec = *r;
-    fk_ring_commit(&a->reports);
-    (void)!write(a->report_fd, &(uint64_t){ 1 }, sizeof(uint64_t));
-    return 0;
-}
-
-static int do_job(flexkv_agent *a, const struct fk_ring_job *job)
-{
-    struct fk_ring_report r = { .job = job->job, .status = -ECANCELED };
-
-    if (begin_job(a, job)) {
-        uint64_t start = fk_clock_us();
-        int status = 0;
-        r.ok = copy(a, job, &status);
-        r.status = status ? status : r.ok < job->n ? -ECANCELED : 0;
-        r.us = (uint32_t)(fk_clock_us() - start);
-        end_job(a);
-    }
-    return report(a, &r);
-}
-
-static bool node_gone(const flexkv_agent *a)
-{
-    struct pollfd p = { .fd = a->fd, .events = POLLIN };
-
-    return poll(&p, 1, 0) > 0;          /* it has nothing more to say but its end */
-}
-
-static int do_jobs(flexkv_agent *a)
-{
-    struct fk_ring_job job;
-    const void *payload;
-    uint32_t type, bytes;
-    int rc;
-
-    while (!atomic_load(&a->stop) && !node_gone(a)) {
-        rc = fk_ring_next(&a->commands, &type, &payload, &bytes);
-        if (rc <= 0)
-            return rc;
-        if (type != FK_RING_JOB)
-            return -EPROTO;
-        rc = take_job(a, payload, bytes, &job);
-        if (rc)
-            return rc;
-        fk_ring_pop(&a->commands);
-        rc = do_job(a, &job);
-        if (rc)
-            return rc;
-    }
-    return -ECONNRESET;
-}
-
-/* While there is nothing to do: the node's memory is mapped page by page, so that copies need not. */
-static bool populate(flexkv_agent *a)
-{
-    uint64_t n = fk_min(POPULATE_BYTES, a->pool_bytes - a->populated);
-
-    if (!n || madvise(a->pool + a->populated, n, MADV_POPULATE_WRITE) < 0)
-        return false;
-    a->populated += n;
-    return a->populated < a->pool_bytes;
-}
-
-static int serve(flexkv_agent *a)
-{
-    struct pollfd p[3] = { { .fd = a->command_fd, .events = POLLIN },
-                           { .fd = a->fd, .events = POLLIN }, { .fd = a->stop_fd, .events = POLLIN } };
-    bool more = true;
-    uint64_t count;
-
-    for (;;) {
-        int rc = poll(p, 3, more ? 0 : -1);
-        if (rc < 0 && errno != EINTR)
-            return -errno;
-        if (rc == 0) {
-            more = populate(a);
-            continue;
-        }
-        (void)!read(a->command_fd, &count, sizeof(count));
-        rc = do_jobs(a);
-        if (rc)
-            return rc;
-    }
-}
-
 /* ---- the thread ---- */
 
 /* Once per absence of the node, after it has lasted too long. */
@@ -440,6 +205,17 @@ static void note_absence(flexkv_agent *a, uint64_t *since, int rc)
     *since = UINT64_MAX;
 }
 
+static int attach(flexkv_agent *a)
+{
+    struct fk_copy_pool pool = { .base = a->pool, .bytes = a->pool_bytes,
+                                 .slot_bytes = a->w.slot_bytes, .slice_offset = a->w.slice_offset };
+    int rc = fk_copier_attach(a->copier, &pool);
+
+    if (rc)
+        set_state(a, rc, "the node's memory can't be used for copies");
+    return rc;
+}
+
 static void *agent_main(void *arg)
 {
     flexkv_agent *a = arg;
@@ -449,11 +225,14 @@ static void *agent_main(void *arg)
     while (!atomic_load(&a->stop)) {
         int rc = connect_node(a);
         if (rc == 1) {
-            begin_service(a);
-            rc = serve(a);
+            rc = attach(a);
+            if (!rc) {
+                begin_service(a);
+                rc = fk_agent_serve(a);
+                set_state(a, 0, NULL);
+            }
             if (rc == -EPROTO)
                 fk_error("worker %u: the node at %s sends nonsense", a->hello.worker, a->address);
-            set_state(a, 0, NULL);
             pause = RETRY_MIN_MS;
             since = fk_clock_us();
         } else {
@@ -463,6 +242,10 @@ static void *agent_main(void *arg)
         pause_ms(a, pause);
         pause = fk_min(pause * 2, RETRY_MAX_MS);
     }
+    pthread_mutex_lock(&a->lock);
+    a->ended = true;
+    pthread_cond_broadcast(&a->changed);
+    pthread_mutex_unlock(&a->lock);
     return NULL;
 }
 
@@ -470,13 +253,18 @@ static void *agent_main(void *arg)
 
 static void free_agent(flexkv_agent *a)
 {
-    fk_team_destroy(a->team);
+    fk_copier_destroy(a->copier);
     if (a->stop_fd >= 0)
         close(a->stop_fd);
-    free(a->lists);
+    if (a->hand_fd >= 0)
+        close(a->hand_fd);
+    for (uint32_t i = 0; i < FK_AGENT_LAYERED; i++)
+        free(a->layered[i].events);
+    free(a->layer_ends);
     free(a->regions);
     free(a->address);
     pthread_mutex_destroy(&a->lock);
+    pthread_mutex_destroy(&a->jobs_lock);
     pthread_cond_destroy(&a->changed);
     free(a);
 }
@@ -502,8 +290,31 @@ static int fill_hello(struct fk_wire_hello *h, const flexkv_agent_desc *d,
     return fk_check_regions(regions, n, d->worker, &h->slice_bytes);
 }
 
-static int fill_agent(flexkv_agent *a, const flexkv_agent_desc *d, const flexkv_region *regions,
-                      size_t n)
+/* A layer that has no region of its own came with the one before it. */
+static int fill_layers(flexkv_agent *a, const flexkv_agent_desc *d)
+{
+    uint64_t end = 0;
+
+    a->n_layers = d->n_layers;
+    if (!d->n_layers)
+        return 0;
+    a->layer_ends = calloc(d->n_layers, sizeof(*a->layer_ends));
+    if (!a->layer_ends)
+        return fk_api_fail(-ENOMEM, "out of memory");
+    for (uint32_t i = 0; i < d->n_layers; i++) {
+        end += d->layer_regions[i];
+        a->layer_ends[i] = (uint32_t)end;
+    }
+    if (end != a->n_regions || !d->layer_regions[0])
+        return fk_api_fail(-EINVAL, "the layers have %llu regions together, the first one %u; %u were "
+                           "given", (unsigned long long)end, d->layer_regions[0], a->n_regions);
+    for (uint32_t i = 0; i < FK_AGENT_LAYERED; i++)
+        if (!(a->layered[i].events = calloc(d->n_layers, sizeof(void *))))
+            return fk_api_fail(-ENOMEM, "out of memory");
+    return 0;
+}
+
+static void init_agent(flexkv_agent *a, const flexkv_agent_desc *d)
 {
     pthread_condattr_t mono;
 
@@ -511,19 +322,29 @@ static int fill_agent(flexkv_agent *a, const flexkv_agent_desc *d, const flexkv_
     pthread_condattr_init(&mono);
     pthread_condattr_setclock(&mono, CLOCK_MONOTONIC);
     pthread_mutex_init(&a->lock, NULL);
+    pthread_mutex_init(&a->jobs_lock, NULL);
     pthread_cond_init(&a->changed, &mono);
     pthread_condattr_destroy(&mono);
     a->timeout_us = (d->timeout_ms ? d->timeout_ms : TIMEOUT_MS) * 1000ull;
+    a->stop_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    a->hand_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+}
+
+static int fill_agent(flexkv_agent *a, const flexkv_agent_desc *d, const flexkv_region *regions,
+                      size_t n)
+{
+    char why[300];
+
+    init_agent(a, d);
     a->n_regions = (uint32_t)n;
-    a->backend = fk_copy_backend("host");
     a->address = strdup(d->address);
     a->regions = malloc(n * sizeof(*regions));
-    a->stop_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    if (!a->address || !a->regions || a->stop_fd < 0 ||
-        fk_team_create(fk_default_copy_threads(), &a->team))
+    if (!a->address || !a->regions || a->stop_fd < 0 || a->hand_fd < 0)
         return fk_api_fail(-ENOMEM, "out of memory");
     memcpy(a->regions, regions, n * sizeof(*regions));
-    return 0;
+    int rc = fk_copier_create(a->regions, a->n_regions, fk_default_copy_threads(), &a->copier, why,
+                              sizeof(why));
+    return rc ? fk_api_fail(rc, "%s", why) : fill_layers(a, d);
 }
 
 FLEXKV_API int flexkv_agent_create(const flexkv_agent_desc *d, const flexkv_region *regions,
@@ -560,31 +381,105 @@ FLEXKV_API int flexkv_agent_state(flexkv_agent *a)
     return state;
 }
 
-static bool runs_one_of(const flexkv_agent *a, const uint64_t *ops, size_t n)
+static struct timespec after_ms(int ms)
 {
-    for (size_t i = 0; a->running && i < n; i++)
-        if (a->running == ops[i])
-            return true;
-    return false;
+    uint64_t end = fk_clock_us() + (uint64_t)fk_max(ms, 0) * 1000;
+
+    return (struct timespec){ .tv_sec = (time_t)(end / 1000000), .tv_nsec = (long)(end % 1000000) * 1000 };
+}
+
+/* With the lock: tells the copies of these operations to stop; true if there are any. */
+static bool stop_copies(flexkv_agent *a, const uint64_t *ops, size_t n)
+{
+    bool any = false;
+
+    for (int lane = 0; lane < 2; lane++) {
+        for (size_t i = 0; a->running[lane] && i < n; i++) {
+            if (a->running[lane] != ops[i])
+                continue;
+            atomic_store(a->running_cancel[lane], true);
+            any = true;
+        }
+    }
+    return any;
 }
 
 FLEXKV_API int flexkv_agent_revoke(flexkv_agent *a, const uint64_t *ops, size_t n, int timeout_ms)
 {
-    uint64_t end = fk_clock_us() + (uint64_t)fk_max(timeout_ms, 0) * 1000;
-    struct timespec ts = { .tv_sec = (time_t)(end / 1000000),
-                           .tv_nsec = (long)(end % 1000000) * 1000 };
+    struct timespec ts = after_ms(timeout_ms);
     int rc = 0;
 
     pthread_mutex_lock(&a->lock);
     for (size_t i = 0; i < n; i++)
-        a->revoked[a->n_revoked++ % REVOKED_KEPT] = ops[i];
-    while (rc == 0 && runs_one_of(a, ops, n)) {
-        atomic_store(a->running_cancel, true);
+        a->revoked[a->n_revoked++ % FK_AGENT_REVOKED] = ops[i];
+    while (rc == 0 && stop_copies(a, ops, n))
         if (pthread_cond_timedwait(&a->changed, &a->lock, &ts) == ETIMEDOUT)
-            rc = runs_one_of(a, ops, n) ? -ETIMEDOUT : 0;
-    }
+            rc = stop_copies(a, ops, n) ? -ETIMEDOUT : 0;
     pthread_mutex_unlock(&a->lock);
     return rc ? fk_api_fail(rc, "a copy did not stop within %d ms", timeout_ms) : 0;
+}
+
+/* With the lock: NULL if the agent has not begun it, or has forgotten it. */
+static const struct fk_agent_layered *find_layered(const flexkv_agent *a, uint64_t op)
+{
+    for (uint32_t i = 0; i < FK_AGENT_LAYERED; i++)
+        if (a->layered[i].tag == op)
+            return &a->layered[i];
+    return NULL;
+}
+
+static int wait_layer_of(flexkv_agent *a, uint64_t op, uint32_t layer, const struct timespec *ts,
+                         void **event)
+{
+    const struct fk_agent_layered *y;
+    int rc = 0;
+
+    pthread_mutex_lock(&a->lock);
+    while (!(y = find_layered(a, op)) || (y->layers <= layer && !y->ended)) {
+        if (a->stop || pthread_cond_timedwait(&a->changed, &a->lock, ts) == ETIMEDOUT) {
+            rc = -ETIMEDOUT;
+            break;
+        }
+    }
+    if (!rc && y->layers <= layer)
+        rc = y->status ? y->status : -ECANCELED;
+    *event = rc ? NULL : y->events[layer];
+    pthread_mutex_unlock(&a->lock);
+    return rc;
+}
+
+FLEXKV_API int flexkv_agent_wait_layer(flexkv_agent *a, const uint64_t *ops, size_t n, uint32_t layer,
+                                       void *stream, int timeout_ms)
+{
+    struct timespec ts = after_ms(timeout_ms);
+
+    if (layer >= a->n_layers)
+        return fk_api_fail(-EINVAL, "layer %u: the agent was told of %u layers", layer, a->n_layers);
+    for (size_t i = 0; i < n; i++) {
+        void *event;
+        int rc = wait_layer_of(a, ops[i], layer, &ts, &event);
+        if (!rc && event)
+            rc = fk_copier_wait_event(a->copier, event, stream);
+        if (rc)
+            return fk_api_fail(rc, "layer %u of operation %llu was not loaded: %s", layer,
+                               (unsigned long long)ops[i], strerror(-rc));
+    }
+    return 0;
+}
+
+/* A copy that does not end, on a device that hangs: the thread, and what it may still write to,
+ * stay until the process ends. */
+static bool has_ended(flexkv_agent *a)
+{
+    struct timespec ts = after_ms(STUCK_S * 1000);
+    int rc = 0;
+
+    pthread_mutex_lock(&a->lock);
+    while (!a->ended && rc == 0)
+        rc = pthread_cond_timedwait(&a->changed, &a->lock, &ts);
+    bool ended = a->ended;
+    pthread_mutex_unlock(&a->lock);
+    return ended;
 }
 
 FLEXKV_API void flexkv_agent_close(flexkv_agent *a)
@@ -592,11 +487,17 @@ FLEXKV_API void flexkv_agent_close(flexkv_agent *a)
     if (!a)
         return;
     pthread_mutex_lock(&a->lock);
-    if (a->running_cancel)
-        atomic_store(a->running_cancel, true);
+    for (int lane = 0; lane < 2; lane++)
+        if (a->running_cancel[lane])
+            atomic_store(a->running_cancel[lane], true);
     pthread_mutex_unlock(&a->lock);
     atomic_store(&a->stop, true);
     (void)!write(a->stop_fd, &(uint64_t){ 1 }, sizeof(uint64_t));
+    if (!has_ended(a)) {
+        fk_error("worker %u: a copy has not ended in %d s; its memory stays mapped until this process "
+                 "ends", a->hello.worker, STUCK_S);
+        return;
+    }
     pthread_join(a->thread, NULL);
     free_agent(a);
 }

@@ -1,7 +1,6 @@
 /*
  * agent_thread.c - the in-process agent: one thread that takes the core's copy jobs for all
- * workers whose memory the node's own process has registered, copies with the help of a team, and
- * reports. It holds the node's lock only to take a job and to report one.
+ * workers whose memory the node's own process has registered, copies, and reports. It holds the node's lock only to take a job and to report one.
  */
 #include <stdio.h>
 
@@ -27,18 +26,12 @@ static struct fk_job *next_job(struct fk_node *node, struct fk_instance **instan
 static uint32_t copy_job(struct fk_node *node, const struct fk_instance *in, uint32_t worker,
                          struct fk_job *job, int *status)
 {
-    const struct fk_space *s = in->space;
-    struct fk_copy_target target = {
-        .regions = in->worker[worker].regions, .n_regions = in->worker[worker].n_regions,
-        .pool = fk_pool_base(s->pool), .slot_bytes = s->slot_bytes,
-        .slice_offset = worker * s->slice_bytes,
-    };
     struct fk_copy_blocks blocks = { .slots = job->slots, .pages = job->pages, .n = job->n,
                                      .to_engine = job->to_engine };
-    uint32_t ok = fk_team_copy(node->team, node->backend, &target, &blocks, &job->cancelled, status);
+    uint32_t ok = fk_copier_copy(in->worker[worker].copier, &blocks, NULL, &job->cancelled, status);
 
     atomic_fetch_add(job->to_engine ? &node->bytes_to_engine : &node->bytes_from_engine,
-                     ok * s->slice_bytes);
+                     ok * in->space->slice_bytes);
     return ok;
 }
 
@@ -57,7 +50,7 @@ static void *agent_main(void *arg)
             pthread_cond_wait(&node->agent_wake, &node->lock);
             continue;
         }
-        bool registered = in->worker[worker].regions != NULL;
+        bool registered = in->worker[worker].copier != NULL;
         pthread_mutex_unlock(&node->lock);
 
         int status = registered ? 0 : -ENOTCONN;
@@ -84,17 +77,15 @@ unsigned fk_default_copy_threads(void)
     return cpus >= 16 ? 4 : cpus >= 8 ? 2 : 1;
 }
 
+unsigned fk_node_copy_threads(const struct fk_node *node)
+{
+    return node->set->copy_threads ? (unsigned)node->set->copy_threads : fk_default_copy_threads();
+}
+
 int fk_node_agent_start(struct fk_node *node)
 {
-    unsigned threads = node->set->copy_threads ? (unsigned)node->set->copy_threads
-                                               : fk_default_copy_threads();
-
-    node->backend = fk_copy_backend("host");
-    int rc = fk_team_create(threads, &node->team);
-    if (!rc && pthread_create(&node->agent_thread, NULL, agent_main, node))
-        rc = -EAGAIN;
-    if (rc)
-        return fk_api_fail(rc, "cannot start the copy threads: %s", strerror(-rc));
+    if (pthread_create(&node->agent_thread, NULL, agent_main, node))
+        return fk_api_fail(-EAGAIN, "cannot start the copy thread");
     node->has_agent = true;
     return 0;
 }
@@ -103,5 +94,4 @@ void fk_node_agent_stop(struct fk_node *node)
 {
     if (node->has_agent)
         pthread_join(node->agent_thread, NULL);
-    fk_team_destroy(node->team);
 }

@@ -272,7 +272,8 @@ static int client_get(flexkv_node *node, uint64_t lease, uint32_t first, uint32_
                       const flexkv_op_args *args, uint64_t *op)
 {
     struct client *c = client_of(node);
-    struct fk_wire_get w = { .lease = lease, .first = first, .n = n, .timeout_ms = args->timeout_ms };
+    struct fk_wire_get w = { .lease = lease, .first = first, .n = n,
+                             .timeout_ms = args->timeout_ms, .flags = args->flags };
     struct iovec v[2] = { { &w, sizeof(w) },
                           { (void *)(uintptr_t)args->pages, n * sizeof(*args->pages) } };
 

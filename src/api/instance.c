@@ -58,10 +58,20 @@ void fk_instance_end(struct fk_instance *in)
     fk_core_instance_end(in->space->node->core, in->id, -ECANCELED, fk_clock_us());
 }
 
+/* Nothing copies for it any more. */
+static void free_worker(struct fk_worker *w)
+{
+    if (w->copier)
+        fk_copier_detach(w->copier);
+    fk_copier_destroy(w->copier);
+    free(w->regions);
+    *w = (struct fk_worker){ 0 };
+}
+
 void fk_instance_free(struct fk_instance *in)
 {
     for (uint32_t w = 0; in->worker && w < in->n_workers; w++)
-        free(in->worker[w].regions);
+        free_worker(&in->worker[w]);
     while (in->namespaces) {
         struct fk_namespace *next = in->namespaces->next;
         free(in->namespaces->name);
@@ -327,6 +337,29 @@ static int check_rank(const struct fk_instance *in, uint32_t rank)
     return 0;
 }
 
+static int make_worker(struct fk_worker *w, const struct fk_space *space, const flexkv_region *regions,
+                       size_t n)
+{
+    struct fk_copy_pool pool = { .base = fk_pool_base(space->pool), .bytes = fk_pool_bytes(space->pool),
+                                 .slot_bytes = space->slot_bytes,
+                                 .slice_offset = w->slice * space->slice_bytes };
+    char why[300];
+
+    w->regions = malloc(n * sizeof(*regions));
+    if (!w->regions)
+        return fk_api_fail(-ENOMEM, "out of memory");
+    memcpy(w->regions, regions, n * sizeof(*regions));
+    int rc = fk_copier_create(w->regions, (uint32_t)n, fk_node_copy_threads(space->node), &w->copier, why,
+                              sizeof(why));
+    if (rc)
+        fk_api_fail(rc, "rank %u of space %s: %s", w->slice, space->name, why);
+    else if ((rc = fk_copier_attach(w->copier, &pool)))
+        fk_api_fail(rc, "rank %u of space %s: the cpu tier can't be used for copies", w->slice, space->name);
+    if (rc)
+        free_worker(w);
+    return rc;
+}
+
 int fk_local_regions_register(flexkv_space *pub, uint32_t rank, const flexkv_region *regions,
                               size_t n)
 {
@@ -343,21 +376,21 @@ int fk_local_regions_register(flexkv_space *pub, uint32_t rank, const flexkv_reg
         return fk_api_fail(-EINVAL, "rank %u: the regions' pages add up to %llu bytes, a slice of "
                            "space %s has %llu", rank, (unsigned long long)bytes, in->space->name,
                            (unsigned long long)in->space->slice_bytes);
-    flexkv_region *copy = malloc(n * sizeof(*copy));
-    if (!copy)
-        return fk_api_fail(-ENOMEM, "out of memory");
-    memcpy(copy, regions, n * sizeof(*copy));
+    struct fk_worker w = { .slice = rank, .replicas = 1 };
+    rc = make_worker(&w, in->space, regions, n);
+    if (rc)
+        return rc;
     pthread_mutex_lock(&node->lock);
-    if (in->worker[rank].regions) {
+    if (in->worker[rank].copier) {
         rc = fk_api_fail(-EEXIST, "rank %u of space %s is registered already", rank,
                          in->space->name);
-        free(copy);
     } else {
-        in->worker[rank] = (struct fk_worker){ .regions = copy, .n_regions = (uint32_t)n,
-                                               .slice = rank, .replicas = 1 };
+        in->worker[rank] = w;
         fk_worker_added(in, rank, regions[0].pages);
     }
     pthread_mutex_unlock(&node->lock);
+    if (rc)
+        free_worker(&w);
     return rc;
 }
 
@@ -370,7 +403,7 @@ int fk_local_regions_unregister(flexkv_space *pub, uint32_t rank)
     if (rc)
         return rc;
     pthread_mutex_lock(&node->lock);
-    if (!in->worker[rank].regions || in->worker[rank].leaving) {
+    if (!in->worker[rank].copier || in->worker[rank].leaving) {
         pthread_mutex_unlock(&node->lock);
         return fk_api_fail(-ENOENT, "rank %u of space %s is not registered", rank,
                            in->space->name);
@@ -380,9 +413,10 @@ int fk_local_regions_unregister(flexkv_space *pub, uint32_t rank)
     pthread_mutex_lock(&node->lock);
     while (!fk_core_instance_idle(node->core, in->id))
         pthread_cond_wait(&node->idle, &node->lock);    /* the agent in this process always ends */
-    free(in->worker[rank].regions);
+    struct fk_worker gone = in->worker[rank];
     in->worker[rank] = (struct fk_worker){ 0 };
     find_min_pages(in);
     pthread_mutex_unlock(&node->lock);
+    free_worker(&gone);
     return 0;
 }

@@ -210,9 +210,10 @@ static bool send_job(struct fk_link *l, struct fk_job *job)
     if (!rec)
         return false;
     *rec = (struct fk_ring_job){ .tag = job->tag, .job = at, .n = job->n,
-                                 .to_engine = job->to_engine };
-    memcpy(rec->lists, job->slots, job->n * sizeof(uint32_t));
-    memcpy(rec->lists + job->n, job->pages, job->n * sizeof(uint32_t));
+                                 .to_engine = job->to_engine, .layerwise = job->layerwise };
+    uint32_t *lists = (uint32_t *)(rec + 1);
+    memcpy(lists, job->slots, job->n * sizeof(uint32_t));
+    memcpy(lists + job->n, job->pages, job->n * sizeof(uint32_t));
     atomic_store(&l->cancel[at], atomic_load(&job->cancelled));
     l->jobs[at] = job;
     l->n_jobs++;
@@ -281,16 +282,14 @@ static int take_report(struct fk_link *l, const struct fk_ring_report *r)
     return 0;
 }
 
-void fk_link_read_reports(struct fk_link *l)
+/* With the lock. */
+static void read_reports(struct fk_link *l)
 {
     struct fk_ring_report report;
     const void *payload;
     uint32_t type, bytes;
-    uint64_t count;
     int rc = 0;
 
-    (void)!read(l->report_fd, &count, sizeof(count));
-    pthread_mutex_lock(&l->node->lock);
     while (!l->broken && (rc = fk_ring_next(&l->reports, &type, &payload, &bytes)) == 1) {
         if (type != FK_RING_REPORT || bytes < sizeof(report)) {
             rc = -EPROTO;
@@ -311,8 +310,30 @@ void fk_link_read_reports(struct fk_link *l)
     }
     if (l->held)
         push(l);
+}
+
+void fk_link_read_reports(struct fk_link *l)
+{
+    uint64_t count;
+
+    (void)!read(l->report_fd, &count, sizeof(count));
+    pthread_mutex_lock(&l->node->lock);
+    read_reports(l);
     pthread_cond_broadcast(&l->node->idle);
     fk_node_unlock(l->node);
+}
+
+bool fk_links_read(struct fk_node *node)
+{
+    bool any = false;
+
+    for (struct fk_link *l = node->links; l; l = l->next) {
+        if (!l->in || !l->n_jobs)
+            continue;
+        read_reports(l);
+        any |= l->n_jobs && !l->broken;
+    }
+    return any;
 }
 
 /* ---- going ---- */

@@ -20,7 +20,7 @@
 
 #include "api/handle.h"
 #include "config/config.h"
-#include "copy/team.h"
+#include "copy/copier.h"
 #include "node/core.h"
 #include "tier/pool.h"
 #include "tier/ssd.h"
@@ -53,9 +53,9 @@ struct fk_space {                   /* one KV geometry and its share of the tier
 };
 
 struct fk_worker {                  /* one of an instance's */
-    flexkv_region *regions;         /* in this process; or */
+    struct fk_copier *copier;       /* of regions in this process; or */
+    flexkv_region *regions;         /* the copier's */
     struct fk_link *link;           /* in another one */
-    uint32_t n_regions;
     uint32_t slice, replica, replicas;
     uint64_t pages;                 /* 0: not registered */
     bool leaving;                   /* unregistering: waits for the last copy */
@@ -114,8 +114,6 @@ struct fk_node {
     _Atomic unsigned io_yield;      /* how many wait for the I/O thread to step aside */
     _Atomic uint64_t bytes_read, bytes_written;
 
-    struct fk_team *team;
-    const struct fk_copy_backend *backend;
     pthread_t agent_thread;
     bool has_agent;
     pthread_cond_t agent_wake;
@@ -151,6 +149,7 @@ void fk_node_io_release(struct fk_node *node);
 int fk_node_agent_start(struct fk_node *node);
 void fk_node_agent_stop(struct fk_node *node);
 unsigned fk_default_copy_threads(void);
+unsigned fk_node_copy_threads(const struct fk_node *node);
 
 /* space.c */
 /* The space with the core's number; NULL: not (yet) in the list. With either lock. */

@@ -2,8 +2,11 @@
  * under the node's lock. See handle.h, node_impl.h. */
 #include <poll.h>
 
-#include "api/node_impl.h"
+#include "api/peer.h"
 #include "base/clock.h"
+
+#define POLL_SPIN_US 150u
+#define POLL_PAUSE_US 2u
 
 /* ---- match ---- */
 
@@ -38,6 +41,7 @@ static struct fk_core_op_args core_args(const flexkv_op_args *a, uint64_t tag, u
 {
     return (struct fk_core_op_args){
         .pages = a->pages, .user_data = a->user_data, .results = a->results, .tag = tag,
+        .layerwise = a->flags & FLEXKV_OP_LAYERWISE,
         .deadline_us = a->timeout_ms ? now + a->timeout_ms * 1000ull : 0,
     };
 }
@@ -160,9 +164,11 @@ int fk_local_reset(flexkv_node *pub)
 
 /* ---- completions ---- */
 
-int fk_node_take_completions(struct fk_node *node, flexkv_completion *out, int max)
+/* busy: agents are at work. */
+static int take_completions(struct fk_node *node, flexkv_completion *out, int max, bool *busy)
 {
     pthread_mutex_lock(&node->lock);
+    *busy = fk_links_read(node);
     int n = (int)fk_core_take_completions(node->core, out, (uint32_t)max);
     if (node->event_set && !fk_core_work(node->core).completions) {
         uint64_t count;
@@ -172,16 +178,37 @@ int fk_node_take_completions(struct fk_node *node, flexkv_completion *out, int m
     return n;
 }
 
+int fk_node_take_completions(struct fk_node *node, flexkv_completion *out, int max)
+{
+    bool busy;
+
+    return take_completions(node, out, max, &busy);
+}
+
+static void pause_us(unsigned us)
+{
+    uint64_t end = fk_clock_us() + us;
+
+    while (fk_clock_us() < end)
+        ;
+}
+
+/* A small copy takes less time than two threads' waking up: who waits looks on for a while. */
 static int local_poll(flexkv_node *pub, flexkv_completion *out, int max, int timeout_ms)
 {
     struct fk_node *node = fk_local_node(pub);
-    uint64_t end = fk_clock_us() + (timeout_ms > 0 ? (uint64_t)timeout_ms * 1000 : 0);
+    uint64_t start = fk_clock_us(), end = start + (timeout_ms > 0 ? (uint64_t)timeout_ms * 1000 : 0);
+    bool busy;
 
     for (;;) {
-        int n = fk_node_take_completions(node, out, max);
+        int n = take_completions(node, out, max, &busy);
         uint64_t now = fk_clock_us();
         if (n || timeout_ms == 0 || (timeout_ms > 0 && now >= end))
             return n;
+        if (busy && now - start < POLL_SPIN_US) {
+            pause_us(POLL_PAUSE_US);
+            continue;
+        }
         struct pollfd p = { .fd = node->event_fd, .events = POLLIN };
         int left = timeout_ms < 0 ? -1 : (int)((end - now + 999) / 1000);
         if (poll(&p, 1, left) < 0 && errno != EINTR)

@@ -63,6 +63,9 @@ int fk_link_create(struct fk_peer *peer, const struct fk_wire_hello *hello);
 /* Its process can touch nothing any more: its jobs are over. */
 void fk_link_destroy(struct fk_link *link);
 void fk_link_read_reports(struct fk_link *link);
+/* With the lock: what agents have reported, before the server's thread is told. True if some have
+ * jobs yet. */
+bool fk_links_read(struct fk_node *node);
 
 /* ---- a client ---- */
 struct fk_session *fk_session_create(struct fk_peer *peer);

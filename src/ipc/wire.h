@@ -19,7 +19,7 @@
 #include "flexkv/flexkv.h"
 
 #define FK_WIRE_MAGIC 0x464b5631u       /* "FKV1" */
-#define FK_WIRE_VERSION 1u              /* raised with every change here */
+#define FK_WIRE_VERSION 2u              /* raised with every change here */
 #define FK_WIRE_NAME 64
 #define FK_WIRE_INSTANCE 128
 #define FK_WIRE_TEXT 480
@@ -59,8 +59,8 @@ enum fk_ring_record { FK_RING_JOB = 1, FK_RING_REPORT };
 
 struct fk_ring_job {
     uint64_t tag;                       /* the operation's */
-    uint32_t job, n, to_engine, reserved;
-    uint32_t lists[];                   /* n slots, n pages */
+    uint32_t job, n, to_engine, layerwise;
+    /* n slots, n pages */
 };
 struct fk_ring_report { uint32_t job, ok; int32_t status; uint32_t us; };
 
@@ -77,7 +77,7 @@ struct fk_wire_match { uint32_t seq, ns, n, reserved; /* keys */ };
 struct fk_wire_release { uint64_t lease; };
 struct fk_wire_get {
     uint64_t op, lease;
-    uint32_t first, n, timeout_ms, reserved;
+    uint32_t first, n, timeout_ms, flags;       /* enum flexkv_op_flags */
     /* pages */
 };
 struct fk_wire_put {

@@ -111,6 +111,7 @@ struct fk_core_op_args {
     void *user_data;
     int8_t *results;
     uint64_t tag;                   /* what agents know the operation by; 0: its number */
+    bool layerwise;                 /* of a get: one job, once all blocks are in the cpu tier */
 };
 int fk_core_get(struct fk_core *core, uint64_t lease, uint32_t first, uint32_t n,
                 const struct fk_core_op_args *args, uint64_t now_us, uint64_t *op);
@@ -129,6 +130,7 @@ struct fk_job {
     uint32_t id, instance;
     uint64_t tag;                   /* the operation's */
     bool to_engine;                 /* true: slot -> page (get); false: page -> slot (put) */
+    bool layerwise;                 /* the first layers of all blocks first */
     uint32_t n;
     const uint32_t *slots, *pages;  /* valid and unchanging until the last worker's job_done */
     _Atomic bool cancelled;         /* the agent looks between blocks and stops early */

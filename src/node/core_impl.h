@@ -41,6 +41,7 @@ struct op {
     uint8_t kind;                   /* enum flexkv_op_kind */
     bool reported;                  /* its completion has been posted */
     bool starved;                   /* waits for a free cpu slot */
+    bool layerwise, told;           /* one job, of all its blocks; it has been made */
     bool touched;                   /* scratch mark of a batch of SSD completions */
     int status;                     /* why it is ending early, 0: it isn't */
     uint32_t space, instance, group;

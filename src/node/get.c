@@ -39,6 +39,7 @@ int fk_core_get(struct fk_core *core, uint64_t lease, uint32_t first, uint32_t n
     struct op *op = core_op_new(core, FLEXKV_OP_GET, l->instance, n, args, now_us, id);
     if (!op)
         return -ENOMEM;
+    op->layerwise = args->layerwise;
     uint32_t tick = core_tick_now(core, now_us);
     fk_index_used(&core->ix, l->entries, l->n, tick);
     for (uint32_t i = 0; i < l->n; i++)

@@ -37,7 +37,7 @@ struct job *core_job_new(struct fk_core *core, struct op *op, uint32_t n)
         j = calloc(1, sizeof(*j) + in->workers * sizeof(j->pub.next[0]));
     if (!j)
         return NULL;
-    if (job_reserve(j, n)) {
+    if (job_reserve(j, fk_max(n, 1u))) {
         core_job_unused(core, j, op);
         return NULL;
     }
@@ -48,6 +48,7 @@ struct job *core_job_new(struct fk_core *core, struct op *op, uint32_t n)
     j->pub.instance = op->instance;
     j->pub.tag = op->tag;
     j->pub.to_engine = op->kind == FLEXKV_OP_GET;
+    j->pub.layerwise = op->layerwise;
     j->pub.n = 0;
     j->pub.slots = j->slots;
     j->pub.pages = j->pages;

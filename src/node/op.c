@@ -244,16 +244,37 @@ static void give_up_starved(struct fk_core *core, struct op *op)
     set_starved(core, op, false);
 }
 
+/* In layers it is all blocks at once, as the engine follows one copy. If some can't be had nothing is
+ * copied: a job without blocks tells the agents, for whom the engine may wait already. */
+static bool may_copy(struct fk_core *core, struct op *op)
+{
+    if (!op->layerwise)
+        return op->n_ready;
+    if (op->n_wait || op->next < op->limit || op->told)
+        return false;
+    if (op->limit < op->n) {
+        int why = op->blocks[op->limit].status;
+        for (uint32_t i = op->n; i-- > 0;)
+            if (op->blocks[i].state == BLK_READY)
+                core_op_block_fail(core, op, i, why);
+        op->n_ready = 0;
+    }
+    return op->told = op->n > 0;
+}
+
 void core_op_pump(struct fk_core *core, struct op *op)
 {
     if (op->kind != FLEXKV_OP_PUT && !op->status) {
         start_blocks(core, op);
-        if (op->n_ready)
+        if (may_copy(core, op))
             copy_ready(core, op);
-        if (fk_unlikely(op->starved))
+        if (fk_unlikely(op->starved)) {
             give_up_starved(core, op);
+            if (may_copy(core, op))
+                copy_ready(core, op);
+        }
     }
-    if (!op->jobs && !op->n_wait && (op->status || op->next >= op->limit))
+    if (!op->jobs && !op->n_wait && !op->n_ready && (op->status || op->next >= op->limit))
         finish(core, op);
 }
 

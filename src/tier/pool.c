@@ -270,6 +270,11 @@ void fk_pool_destroy(struct fk_pool *pool)
 }
 
 void *fk_pool_base(const struct fk_pool *pool) { return pool->base; }
+uint64_t fk_pool_bytes(const struct fk_pool *pool)
+{
+    return pool->bytes;
+}
+
 int fk_pool_fd(const struct fk_pool *pool) { return pool->fd; }
 const char *fk_pool_kind(const struct fk_pool *pool) { return pool->kind; }
 

@@ -34,6 +34,7 @@ int fk_pool_create(const struct fk_pool_params *params, struct fk_pool **out, ch
                    size_t error_bytes);
 void fk_pool_destroy(struct fk_pool *pool);
 void *fk_pool_base(const struct fk_pool *pool);
+uint64_t fk_pool_bytes(const struct fk_pool *pool);     /* mapped: what was asked for, or more */
 int fk_pool_fd(const struct fk_pool *pool);             /* -1: not shareable */
 const char *fk_pool_kind(const struct fk_pool *pool);   /* "hugetlb", "thp", "plain" */
 /* Bytes from the base that are faulted in. */

@@ -2,6 +2,7 @@
 import importlib.util
 import itertools
 import json
+import logging
 import os
 import pickle
 import signal
@@ -20,11 +21,14 @@ if importlib.util.find_spec("vllm") is None or importlib.util.find_spec("flexkv"
 import torch
 
 from flexkv.integration.vllm import identity, node, settings, versions
-from flexkv.integration.vllm.geometry import (GeometryError, group_regions, joined, layer_order,
+from flexkv.integration.vllm.geometry import (GeometryError, append, group_regions, layer_order,
                                               regions_of, tensor_regions)
 from flexkv.integration.vllm.groups import (CHUNK, FULL, WINDOW, Group, Unsupported, alignment,
                                             groups_of, hash_block_size)
-from flexkv.integration.vllm.protocol import FailedLoad, StepMetadata, StepStats, step_of
+from flexkv.integration.vllm.layers import LayerLoads
+from flexkv.integration.vllm.modes import load_modes
+from flexkv.integration.vllm.protocol import (FailedLoad, LayerLoad, StepMetadata, StepStats,
+                                              step_of)
 
 BLOCKS = 6
 
@@ -110,8 +114,8 @@ def test_layers_of_one_allocation() -> None:
     """Blocks first, layers next: the layers' pages are one run."""
     whole = numbered(BLOCKS, 3, 8, 4)
     layers = {f"model.layers.{i}.attn": whole[:, i] for i in range(3)}
-    regions = group_regions(layers, BLOCKS)
-    assert len(regions) == 1
+    regions, counts = group_regions(layers, BLOCKS)
+    assert len(regions) == 1 and counts == [1, 0, 0], "the first layer brings the others' pages"
     assert read(regions, 4) == whole[4].numpy().tobytes()
 
 
@@ -120,13 +124,20 @@ def test_layers_apart_keep_their_order() -> None:
     names = [f"model.layers.{i}.attn" for i in range(12)]
     want = b"".join(t[3].numpy().tobytes() for t in tensors)
     for order in itertools.islice(itertools.permutations(range(12)), 0, 400_000, 99_991):
-        regions = group_regions({names[i]: tensors[i] for i in order}, BLOCKS)
+        regions, counts = group_regions({names[i]: tensors[i] for i in order}, BLOCKS)
         assert read(regions, 3) == want, "the order of a dict must not matter"
+        assert counts == [1] * 12
 
 
 def test_layers_that_share_a_tensor_count_once() -> None:
     t = numbered(BLOCKS, 8)
-    assert group_regions({"a.0": t, "a.1": t}, BLOCKS) == group_regions({"a.0": t}, BLOCKS)
+    assert group_regions({"a.0": t, "a.1": t}, BLOCKS) == (tensor_regions("a.0", t, BLOCKS), [1, 0])
+
+
+def test_several_regions_in_a_layer() -> None:
+    layers = {f"a.{i}": numbered(2, BLOCKS, 8, 4) for i in range(3)}
+    regions, counts = group_regions(layers, BLOCKS)
+    assert len(regions) == 6 and counts == [2, 2, 2]
 
 
 def test_order_of_names() -> None:
@@ -136,9 +147,14 @@ def test_order_of_names() -> None:
 
 
 def test_joined_keeps_gaps() -> None:
-    assert joined([(0, 100, 40, 9), (40, 100, 40, 9), (90, 100, 10, 9)]) == [
+    def joined(*regions: tuple[int, int, int, int]) -> list[tuple[int, int, int, int]]:
+        out: list[tuple[int, int, int, int]] = []
+        for region in regions:
+            append(out, region)
+        return out
+    assert joined((0, 100, 40, 9), (40, 100, 40, 9), (90, 100, 10, 9)) == [
         (0, 100, 80, 9), (90, 100, 10, 9)]
-    assert joined([(0, 100, 80, 9), (80, 100, 40, 9)]) == [(0, 100, 80, 9), (80, 100, 40, 9)]
+    assert joined((0, 100, 80, 9), (80, 100, 40, 9)) == [(0, 100, 80, 9), (80, 100, 40, 9)]
 
 
 @pytest.mark.parametrize("shape,strides,words", [
@@ -154,9 +170,20 @@ def test_impossible_layouts(shape: Any, strides: Any, words: str) -> None:
     assert "model.layers.3.attn" in str(e.value)
 
 
-def test_memory_of_a_gpu_is_refused() -> None:
-    with pytest.raises(GeometryError, match="host memory only"):
+def test_other_devices_are_refused() -> None:
+    with pytest.raises(GeometryError, match="CUDA devices only"):
         tensor_regions("layer", torch.empty(BLOCKS, 4, device="meta"), BLOCKS)
+
+
+def test_pages_of_a_gpu() -> None:
+    """As vLLM 0.24 has them there: 32 allocations, blocks of 16 tokens, K and V side by side."""
+    layers = {f"model.layers.{i}.self_attn.attn": SimpleNamespace(
+        device=torch.device("cuda", 0), shape=(BLOCKS, 2, 16, 8, 128), element_size=lambda: 2,
+        stride=lambda: (32768, 16384, 1024, 128, 1), data_ptr=lambda i=i: 1 << 40 | i << 30)
+        for i in range(32)}
+    regions, counts = group_regions(layers, BLOCKS)
+    assert regions == [(1 << 40 | i << 30, 65536, 65536, BLOCKS) for i in range(32)]
+    assert counts == [1] * 32
 
 
 def test_several_tensors_in_a_layer() -> None:
@@ -353,7 +380,8 @@ def test_hashes_that_no_other_process_makes(monkeypatch: pytest.MonkeyPatch) -> 
 def test_older_engines_get_a_fixed_seed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PYTHONHASHSEED", raising=False)
     c = config(prefix_caching_hash_algo="sha256")
-    assert not identity.fix_hash_seed(c)            # this engine has a constant of its own
+    monkeypatch.setattr(identity, "_fixed_seed", lambda: "a constant of its own")
+    assert not identity.fix_hash_seed(c)
     monkeypatch.setattr(identity, "_fixed_seed", lambda: None)
     assert identity.fix_hash_seed(c) and os.environ["PYTHONHASHSEED"] == "0"
     assert identity.hash_scheme(c) == (
@@ -384,7 +412,8 @@ def test_namespaces_of_requests() -> None:
 
 def options(address: str, **more: Any) -> settings.Settings:
     return settings.Settings(**{
-        "enabled": True, "sync_get": False, "client": True, "launch": True, "address": address,
+        "enabled": True, "sync_get": False, "layerwise": False, "client": True, "launch": True,
+        "address": address,
         "max_spaces": 1, "op_timeout": 20.0, "lease_timeout": 30.0, "start_timeout": 20.0, **more})
 
 
@@ -431,7 +460,7 @@ def test_replicas_of_a_dense_model() -> None:
 # ---- what travels --------------------------------------------------------------------------------
 
 def test_metadata_and_stats_can_be_pickled() -> None:
-    meta = StepMetadata(7, [1, 2], [FailedLoad("r", [3], [4, 5])])
+    meta = StepMetadata(7, [1, 2], [FailedLoad("r", [3], [4, 5])], [LayerLoad("s", [6], [7])])
     assert pickle.loads(pickle.dumps(meta)) == meta
     stats = StepStats(data={"loads": 1}, step=7)
     again = pickle.loads(pickle.dumps(stats))
@@ -456,6 +485,122 @@ def test_step_of_an_output() -> None:
     assert step_of(output(StepStats(step=4))) == 4
     assert step_of(output(SimpleNamespace(data={"Other": 1, "FlexKV": StepStats(step=5)}))) == 5
     assert step_of(output(None)) == step_of(None) == 0
+
+
+# ---- loads layer by layer ------------------------------------------------------------------------
+
+class FakeAgent:
+    """Operation 9 fails at layer 1."""
+
+    def __init__(self) -> None:
+        self.waits: list[tuple[int, int]] = []      # operation, layer
+
+    def wait_layer(self, ops: list[int], layer: int, stream: int, timeout_ms: int) -> int:
+        assert stream == 77 and timeout_ms > 0
+        self.waits += [(op, layer) for op in ops]
+        return -5 if 9 in ops and layer == 1 else 0
+
+
+def layer_loads() -> tuple[LayerLoads, FakeAgent]:
+    agent = FakeAgent()
+    return LayerLoads(agent, ["a.0", "a.1", "a.2"], lambda: 77, 5.0), agent
+
+
+def ask(loads: LayerLoads, *names: str) -> None:
+    for name in names:
+        if loads.active:
+            loads.wait(name)
+
+
+def test_layers_wait_for_their_own_part() -> None:
+    """From the second step on: it is not known before which layers ask."""
+    loads, agent = layer_loads()
+    loads.begin([LayerLoad("r", [1], [10, 11])], True)
+    assert agent.waits == [(1, 0), (1, 1), (1, 2)]
+    ask(loads, "a.0", "a.1")            # the last one never asks
+    assert loads.finish() == [] and not loads.active
+    agent.waits.clear()
+    loads.begin([LayerLoad("r", [2], [10]), LayerLoad("s", [3], [11])], True)
+    assert agent.waits == [(2, 2), (3, 2)]
+    ask(loads, "a.0", "a.1")
+    assert agent.waits[2:] == [(2, 0), (3, 0), (2, 1), (3, 1)]
+    assert loads.finish() == []
+
+
+def test_a_step_without_hooks_waits_for_all() -> None:
+    loads, agent = layer_loads()
+    for _ in range(2):
+        agent.waits.clear()
+        loads.begin([LayerLoad("r", [1], [10])], True)
+        ask(loads, "a.0", "a.1", "a.2")
+        assert loads.finish() == []
+    agent.waits.clear()
+    loads.begin([LayerLoad("r", [1], [10])], False)
+    assert agent.waits == [(1, 0), (1, 1), (1, 2)]
+    assert loads.finish() == []
+
+
+def test_a_layer_that_does_not_come() -> None:
+    loads, agent = layer_loads()
+    loads.begin([LayerLoad("r", [9], [10, 11]), LayerLoad("s", [3], [12])], True)
+    assert (9, 2) not in agent.waits and (3, 2) in agent.waits
+    ask(loads, "a.0", "a.1", "a.2")
+    assert loads.finish() == [FailedLoad("r", [9], [10, 11], waiting=False)]
+
+
+def test_a_layer_that_was_not_asked_for() -> None:
+    """It was computed on what was there, so its load is as good as failed."""
+    loads, _ = layer_loads()
+    loads.begin([LayerLoad("r", [1], [10])], True)
+    ask(loads, "a.0", "a.1", "a.2")
+    assert loads.finish() == []
+    loads.begin([LayerLoad("r", [2], [10])], True)
+    ask(loads, "a.0")
+    assert [f.ops for f in loads.finish()] == [[2]]
+    loads.begin([LayerLoad("r", [3], [10])], True)      # what does not ask is waited for at once
+    ask(loads, "a.0")
+    assert loads.finish() == []
+
+
+def test_a_layer_with_another_ones_pages() -> None:
+    loads, agent = layer_loads()
+    for op in (1, 2):
+        loads.begin([LayerLoad("r", [op], [10])], True)
+        ask(loads, "a.0", "shared", "a.1", "a.2")
+        assert loads.finish() == []
+    assert agent.waits[3:] == [(2, 0), (2, 1), (2, 2)]
+
+
+def test_which_steps_have_hooks() -> None:
+    def context(metadata: Any, mode: str) -> Any:
+        return SimpleNamespace(attn_metadata=metadata,
+                               cudagraph_runtime_mode=SimpleNamespace(name=mode))
+    assert versions.calls_layer_hooks(context({}, "NONE"))
+    assert versions.calls_layer_hooks(context({}, "PIECEWISE"))
+    assert not versions.calls_layer_hooks(context({}, "FULL"))
+    assert not versions.calls_layer_hooks(context(None, "NONE"))
+
+
+def test_what_keeps_loads_out_of_steps(caplog: pytest.LogCaptureFixture) -> None:
+    def chosen(policy: str = "recompute", full: bool = True, sync: bool = False, kind: str = FULL,
+               **engine: Any) -> tuple[bool, bool]:
+        config = SimpleNamespace(kv_transfer_config=SimpleNamespace(kv_load_failure_policy=policy),
+                                 **engine)
+        spaces: Any = [SimpleNamespace(group=Group(0, kind, 16, 0, ()))]
+        return load_modes(options("", sync_get=sync, layerwise=True), config, spaces, full=full)
+    log = logging.getLogger("vllm.flexkv")
+    before, log.propagate = log.propagate, True
+    try:
+        assert chosen() == chosen(sync=True) == (True, True) and not caplog.records
+        assert chosen(use_v2_model_runner=True, policy="fail") == (True, True)
+        for unfit in ({"use_v2_model_runner": True}, {"max_concurrent_batches": 2},
+                      {"kind": WINDOW}, {"full": False}, {"speculative_config": 1}):
+            caplog.clear()
+            assert chosen(**unfit) == (False, False)
+            assert len(caplog.records) == 1, "one warning, which says why"
+        assert chosen(sync=True, full=False) == (True, False)
+    finally:
+        log.propagate = before
 
 
 # ---- versions ------------------------------------------------------------------------------------

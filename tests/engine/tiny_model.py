@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Writes small models with random weights that vLLM can serve on a CPU.
+"""Writes small models with random weights that vLLM can serve, also on a CPU.
 
     python tiny_model.py KIND DIR
 
@@ -8,6 +8,7 @@ KIND is one of
   mla    DeepSeek-V2, all layers dense: one latent KV vector of 512 + 64 per token
   swa    Gemma 3: sliding-window and full attention mixed, which makes several KV groups
   demo   gqa, with a word-level tokenizer and a chat template, for the HTTP server
+  gpu    Llama as gqa, but 4 heads over 2 KV heads of 128, as attention kernels of GPUs like it
 
 The weights come from fixed seeds: the same KIND gives the same bytes everywhere. They are large
 enough for greedy output (in float32) to be varied and to depend on every part of the prompt, so
@@ -24,7 +25,7 @@ import numpy as np
 
 VOCAB = 2048
 FIRST_WORD = 8          # token ids below are special ones; prompts use [FIRST_WORD, VOCAB)
-KINDS = ("gqa", "mla", "swa", "demo")
+KINDS = ("gqa", "mla", "swa", "demo", "gpu")
 
 # Standard deviations. Queries are larger, so that attention picks single tokens instead of an
 # average in which one wrong block of a long prompt would drown.
@@ -42,10 +43,11 @@ def config(kind: str) -> dict[str, Any]:
         "tie_word_embeddings": False, "dtype": "float32",
         "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
     }
-    if kind in ("gqa", "demo"):
+    if kind in ("gqa", "demo", "gpu"):
+        heads, kv_heads, dim = (4, 2, 128) if kind == "gpu" else (8, 4, 64)
         return common | {
             "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu",
-            "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 64,
+            "num_attention_heads": heads, "num_key_value_heads": kv_heads, "head_dim": dim,
             "rope_theta": 10000.0, "attention_bias": False, "mlp_bias": False,
         }
     if kind == "mla":

@@ -36,6 +36,8 @@ from vllm.v1.outputs import DraftTokenIds, KVConnectorOutput, ModelRunnerOutput
 from vllm.v1.request import Request, RequestStatus
 from vllm.v1.structured_output import StructuredOutputManager
 
+from flexkv._flexkv import Agent
+from flexkv.integration.vllm.node import open_node
 from flexkv.integration.vllm.versions import transfer_results
 
 BLOCK = 16
@@ -43,6 +45,8 @@ CELL = 8                # bytes of KV per token and layer
 VOCAB = 2000
 NO_TOKEN = VOCAB + 1    # never said
 POISON = 0xA5           # in pages that nobody has computed
+OURS = "flexkv.integration.vllm"
+LAYERWISE = hasattr(Agent, "wait_layer")
 
 
 @dataclass
@@ -52,6 +56,8 @@ class Setup:
     blocks: int = 120
     overlap: bool = False               # a step is scheduled before the last one's output is there
     sync: bool = False
+    layerwise: bool = False
+    defers: bool = True                 # the engine keeps blocks that a step under way may write
     policy: str = "recompute"
     max_tokens_per_step: int = 256
     max_model_len: int = 512
@@ -75,6 +81,54 @@ class Flight:
     live: dict[str, Live]               # also those that end before the step is executed
 
 
+class LateNode:
+    """Completions are seen a little later, so that a step finds its loads under way. Where the
+    extension can't load layer by layer, a layer is there when all of them are."""
+
+    def __init__(self, node: Any) -> None:
+        self._node = node
+        self._kept: list[Any] = []          # completions that the connector has yet to get
+        self._ended: dict[int, int] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._node, name)
+
+    def get(self, lease: int, first: int, pages: list[int], layerwise: bool = False) -> int:
+        how = {"layerwise": True} if layerwise and LAYERWISE else {}
+        return self._node.get(lease, first, pages, **how)
+
+    def poll(self, most: int, timeout_ms: int) -> list[Any]:
+        late, self._kept = self._kept, []
+        self._kept += self._poll(0 if late else timeout_ms)
+        return late
+
+    def _poll(self, timeout_ms: int) -> list[Any]:
+        completions = self._node.poll(256, timeout_ms)
+        self._ended.update((c.op, c.status) for c in completions)
+        return completions
+
+    def wait(self, ops: list[int], timeout_ms: int) -> int:
+        end = time.monotonic() + timeout_ms / 1e3
+        while not self._ended.keys() >= set(ops):
+            self._kept += self._poll(20)
+            assert time.monotonic() < end, f"operations {ops} don't end"
+        return min(self._ended[op] for op in ops)
+
+
+class WholeAgent:
+    """For such an extension."""
+
+    def __init__(self, agent: Any, engine: "Engine") -> None:
+        self._agent, self._engine = agent, engine
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._agent, name)
+
+    def wait_layer(self, ops: list[int], layer: int, stream: int, timeout_ms: int) -> int:
+        assert layer < self._engine.setup.layers and stream == 0
+        return self._engine.node.wait(ops, timeout_ms)
+
+
 class Engine:
     def __init__(self, setup: Setup, model: Path) -> None:
         self.setup = setup
@@ -85,10 +139,13 @@ class Engine:
         self.checked = 0                # cells
         self.cached: dict[str, int] = {}
         self.preemptions = 0
+        self.layer_loads = 0
+        self.says_steps = True              # the workers' statistics come through
         self.random = random.Random(1)
         self.counts: dict[str, float] = {}
         self._count = 0
         os.environ["FLEXKV_SYNC_GET"] = str(int(setup.sync))
+        os.environ["FLEXKV_ENABLE_LAYERWISE_TRANSFER"] = str(int(setup.layerwise))
         self.config = self._config(model)
         with set_current_vllm_config(self.config):
             self._make()
@@ -133,7 +190,8 @@ class Engine:
                                        kv_cache_groups=groups)
         one = SimpleNamespace(rank_in_group=0, world_size=1)
         with mock.patch("vllm.distributed.parallel_state.get_tp_group", lambda: one), \
-                mock.patch("vllm.distributed.parallel_state.get_pp_group", lambda: one):
+                mock.patch("vllm.distributed.parallel_state.get_pp_group", lambda: one), \
+                mock.patch(f"{OURS}.worker.Agent", self._agent):
             self.worker = KVConnectorFactory.create_connector(
                 self.config, KVConnectorRole.WORKER, self.kv_config)
             kv_transfer_state._KV_CONNECTOR_AGENT = self.worker
@@ -141,13 +199,28 @@ class Engine:
                 name: self.pages[g][i] for g, group in enumerate(groups)
                 for i, name in enumerate(group.layer_names)})
         scheduler = self.config.scheduler_config.get_scheduler_cls()
-        self.scheduler = scheduler(
-            vllm_config=self.config, kv_cache_config=self.kv_config,
-            structured_output_manager=StructuredOutputManager(self.config), block_size=BLOCK,
-            hash_block_size=BLOCK, log_stats=True)
+        with mock.patch(f"{OURS}.versions.defers_frees", lambda: setup.defers), \
+                mock.patch(f"{OURS}.scheduler.open_node", self._open_node):
+            self.scheduler = scheduler(
+                vllm_config=self.config, kv_cache_config=self.kv_config,
+                structured_output_manager=StructuredOutputManager(self.config), block_size=BLOCK,
+                hash_block_size=BLOCK, log_stats=True)
+        self.scheduler.defer_block_free &= setup.defers
         hasher = get_hash_fn_by_name(self.config.cache_config.prefix_caching_hash_algo)
         kv_cache_utils.init_none_hash(hasher)
         self.hasher = kv_cache_utils.get_request_block_hasher(BLOCK, hasher)
+
+    def _agent(self, *arguments: Any, **more: Any) -> Any:
+        if not self.setup.layerwise or LAYERWISE:
+            return Agent(*arguments, **more)
+        del more["layers"]
+        return WholeAgent(Agent(*arguments, **more), self)
+
+    def _open_node(self, *arguments: Any) -> Any:
+        self.node = open_node(*arguments)
+        if self.setup.layerwise:
+            self.node = LateNode(self.node)
+        return self.node
 
     # ---- requests ------------------------------------------------------------------------------
 
@@ -275,8 +348,16 @@ class Engine:
         output, connector = flight.output, self.worker
         connector.handle_preemptions(output.kv_connector_metadata)
         connector.bind_connector_metadata(output.kv_connector_metadata)
-        failed = {block for load in output.kv_connector_metadata.failed if not load.waiting
-                  for block in load.blocks}
+        self.layer_loads += len(output.kv_connector_metadata.loads)
+        if output.total_num_scheduled_tokens:
+            connector.start_load_kv(SimpleNamespace(attn_metadata={}, cudagraph_runtime_mode=None))
+            for group in self.kv_config.kv_cache_groups:
+                for name in group.layer_names:
+                    connector.wait_for_layer_load(name)
+        kv = self._transfers(output.finished_req_ids)
+        kv.invalid_block_ids = failed = connector.get_block_ids_with_load_errors()
+        kv.kv_connector_stats = connector.get_kv_connector_stats() if self.says_steps else None
+        connector.clear_connector_metadata()
         ids = list(output.num_scheduled_tokens)
         sampled: list[list[int]] = []
         for name in ids:
@@ -291,13 +372,13 @@ class Engine:
             self._compute(live, flight.tables[name], start, count, drafts)
             end = start + count - len(drafts)
             sampled.append(self._sample(live, end, drafts) if end >= flight.known[name] else [])
-        kv = self._transfers(output.finished_req_ids)
-        kv.invalid_block_ids = connector.get_block_ids_with_load_errors()
-        kv.kv_connector_stats = connector.get_kv_connector_stats()
-        connector.clear_connector_metadata()
         return ModelRunnerOutput(req_ids=ids, req_id_to_index={r: i for i, r in enumerate(ids)},
                                  sampled_token_ids=sampled,
-                                 kv_connector_output=None if kv.is_empty() else kv)
+                                 kv_connector_output=kv if self._comes_through(kv) else None)
+
+    def _comes_through(self, kv: KVConnectorOutput) -> bool:
+        """One worker's output is dropped if it is empty; that of several is put together anew."""
+        return not self.says_steps or not kv.is_empty()
 
     def _transfers(self, finished: set[str]) -> KVConnectorOutput:
         """As newer and as older workers ask for it."""

@@ -22,7 +22,8 @@ static void use_begin(struct sim *s, struct sim_space *sp, struct fk_job *job)
     struct sim_job_use u = { .job = job, .space = (uint32_t)(sp - s->space), .n = job->n,
                              .min_ok = job->n, .to_engine = job->to_engine, .epoch = s->epoch };
 
-    SIM_CHECK(s, job->n > 0 && job->n <= fk_array_size(u.slots), "job of %u blocks", job->n);
+    SIM_CHECK(s, (job->n || job->layerwise) && job->n <= fk_array_size(u.slots),
+              "job of %u blocks", job->n);
     for (uint32_t i = 0; i < job->n; i++) {
         uint32_t slot = job->slots[i], page = job->pages[i];
         SIM_CHECK(s, slot < sp->config->cpu_slots && page < sp->config->pages,
@@ -125,7 +126,9 @@ static bool agent_take(struct sim *s, struct sim_space *sp, uint32_t rank)
     struct sim_agent_job *j = &a->jobs[a->n++];
     *j = (struct sim_agent_job){ .job = job, .fail_at = FK_NONE, .status = -ECANCELED };
     j->next = s->now + sim_below(s, s->config.agent_us + 1);
-    if (s->config.agent_faults && sim_chance(s, 12)) {
+    if (!job->n) {                      /* says that a get in layers won't come */
+        j->fail_at = 0;
+    } else if (s->config.agent_faults && sim_chance(s, 12)) {
         j->fail_at = sim_below(s, job->n);
         j->status = sim_chance(s, 2) ? -EIO : -EFAULT;
     }

@@ -423,6 +423,7 @@ static void act_get(struct sim *s)
     if (!op)
         return;
     struct fk_core_op_args args = op_args(s, op);
+    args.layerwise = sim_chance(s, 8);
     bool alive = l.expires > s->now && l.epoch == s->epoch;
     op->was_all_cpu = l.cpu_blocks == l.n;
     sim_hold(s, op->keys, n, 1);            /* the get takes over before the lease ends */
@@ -434,8 +435,9 @@ static void act_get(struct sim *s)
     op->id = id;
     SIM_CHECK(s, rc == 0 || (rc == -ENOENT && !alive), "get on a live lease: %d", rc);
     SIM_CHECK(s, rc != 0 || s->last_tick < l.expires, "get on a lease that ran out is accepted");
-    /* A returned copy behind a put's is given up, a block whose read failed is let go: no claim. */
-    if (s->config.dirs_go || !s->config.calm)
+    /* A returned copy behind a put's is given up, a block whose read failed is let go, and all of a
+     * get in layers with it: no claim. */
+    if (s->config.dirs_go || !s->config.calm || args.layerwise)
         sim_op_let_go(s, op, ~0u);
     if (rc) {
         sim_op_let_go(s, op, ~0u);

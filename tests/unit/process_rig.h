@@ -30,12 +30,14 @@
 #define SLICE_BYTES (REGION_BYTES * REGIONS)
 #define CHAIN_MAX 48u
 
-enum order { ORDER_QUIT, ORDER_AGENT, ORDER_CLOSE, ORDER_STATE, ORDER_REVOKE };
+enum order { ORDER_QUIT, ORDER_AGENT, ORDER_CLOSE, ORDER_STATE, ORDER_REVOKE,
+             ORDER_LAYER };
 
 struct order_msg {
     enum order order;
     char address[108], instance[64];
     uint32_t worker, slice, replica, replicas, regions;
+    uint32_t layer;
     uint64_t op;
 };
 
@@ -51,12 +53,15 @@ static inline int worker_obey(struct worker *w, flexkv_agent **agent, const stru
     flexkv_agent_desc d = { .struct_bytes = sizeof(d), .address = m->address,
                             .instance = m->instance, .worker = m->worker, .slice = m->slice,
                             .replica = m->replica, .replicas = m->replicas, .timeout_ms = 1000 };
+    uint32_t layers[2] = { 1, m->regions - 1 };
 
     switch (m->order) {
     case ORDER_AGENT:
         for (uint32_t i = 0; i < m->regions; i++)
             r[i] = (flexkv_region){ w->pages + (size_t)i * PAGES * REGION_BYTES, REGION_BYTES,
                                     REGION_BYTES, PAGES };
+        d.layer_regions = layers;
+        d.n_layers = m->regions > 1 ? 2 : 0;
         return flexkv_agent_create(&d, r, m->regions, agent);
     case ORDER_CLOSE:
         flexkv_agent_close(*agent);
@@ -64,6 +69,7 @@ static inline int worker_obey(struct worker *w, flexkv_agent **agent, const stru
         return 0;
     case ORDER_STATE: return flexkv_agent_state(*agent);
     case ORDER_REVOKE: return flexkv_agent_revoke(*agent, &m->op, 1, 2000);
+    case ORDER_LAYER: return flexkv_agent_wait_layer(*agent, &m->op, 1, m->layer, NULL, 1000);
     default: _exit(0);
     }
 }

@@ -223,6 +223,48 @@ static void revoked_is_not_copied(void **state)
     close_rig(&r);
 }
 
+static int wait_layer(struct worker *w, uint64_t op, uint32_t layer)
+{
+    struct order_msg m = { .order = ORDER_LAYER, .op = op, .layer = layer };
+
+    return worker_order(w, &m);
+}
+
+/* The caller gets the layer when it is there; an operation that nobody has begun is waited for, and
+ * one that was stopped before it began has no layers. */
+static void layers_are_waited_for(void **state)
+{
+    uint32_t pages[20];
+    flexkv_op_args a = { .struct_bytes = sizeof(a), .pages = pages, .flags = FLEXKV_OP_LAYERWISE };
+    uint64_t lease, op;
+    struct rig r;
+
+    open_rig(&r, 1, 1);
+    fill_pages(&r.w[0], 3, 0, 20, 0);
+    assert_int_equal(wait_op(r.node, put_chain(r.ns, 3, 20, 0), 5000).status, 0);
+    wipe(&r.w[0]);
+    assert_int_equal(match_chain(r.ns, 3, 20, &lease), 20);
+    for (uint32_t i = 0; i < 20; i++)
+        pages[i] = 40 + i;
+    assert_int_equal(flexkv_get(r.node, lease, 0, 20, &a, &op), 0);
+    for (uint32_t layer = 0; layer < 2; layer++)
+        assert_int_equal(wait_layer(&r.w[0], op, layer), 0);
+    assert_true(pages_are(&r.w[0], 3, 0, 20, 40));
+    assert_int_equal(wait_layer(&r.w[0], op, 2), -EINVAL);
+    assert_int_equal(wait_op(r.node, op, 5000).blocks_ok, 20);
+    assert_int_equal(wait_layer(&r.w[0], 12345, 0), -ETIMEDOUT);
+
+    assert_int_equal(match_chain(r.ns, 3, 20, &lease), 20);
+    stop(r.w[0].pid);
+    assert_int_equal(flexkv_get(r.node, lease, 0, 20, &a, &op), 0);
+    assert_int_equal(flexkv_cancel(r.node, op), 0);
+    kill(r.w[0].pid, SIGCONT);
+    flexkv_completion c = wait_op(r.node, op, 5000);
+    assert_true(c.status == -ECANCELED || c.blocks_ok == 20);
+    assert_int_equal(wait_layer(&r.w[0], op, 1), c.blocks_ok == 20 ? 0 : -ECANCELED);
+    close_rig(&r);
+}
+
 static void missing_workers_are_named(void **state)
 {
     char address[108];
@@ -287,6 +329,7 @@ int main(void)
         cmocka_unit_test(a_worker_comes_back),
         cmocka_unit_test(a_stopped_worker_keeps_its_slots),
         cmocka_unit_test(revoked_is_not_copied),
+        cmocka_unit_test(layers_are_waited_for),
         cmocka_unit_test(missing_workers_are_named),
         cmocka_unit_test(one_address_one_node),
     };

@@ -50,10 +50,13 @@ class FlexKVConnectorV1(KVConnectorBase_V1, SupportsHMA):
             self._worker.fence(kv_connector_metadata)
 
     def start_load_kv(self, forward_context: Any, **kwargs: Any) -> None:
-        """Loads are commanded by the scheduler's side."""
+        """Loads are commanded by the scheduler's side; some come while the step computes."""
+        if self._worker is not None:
+            self._worker.begin_step(self._metadata(), forward_context)
 
     def wait_for_layer_load(self, layer_name: str) -> None:
-        pass
+        if self._worker is not None:
+            self._worker.wait_layer(layer_name)
 
     def save_kv_layer(self, layer_name: str, kv_layer: Any, attn_metadata: Any,
                       **kwargs: Any) -> None:

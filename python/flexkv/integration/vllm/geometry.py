@@ -18,6 +18,7 @@ from typing import Any
 
 Region = tuple[int, int, int, int]      # base address, stride, page bytes, pages
 
+DEVICES = ("cpu", "cuda")       # agents see by an address which of them it is
 MOST_RUNS = 1024        # of one tensor; more would make copying a matter of tiny pieces
 
 
@@ -32,25 +33,29 @@ def layer_order(names: Iterable[str]) -> list[str]:
     return sorted(names, key=parts)
 
 
-def group_regions(layers: Mapping[str, Any], num_blocks: int) -> list[Region]:
-    """The regions of the layers' tensors. Layers that share a tensor count once."""
+def group_regions(layers: Mapping[str, Any], num_blocks: int) -> tuple[list[Region], list[int]]:
+    """The regions of the layers' tensors, and how many begin with each layer, in order. Layers that
+    share a tensor count once."""
     regions: list[Region] = []
+    counts: list[int] = []
     seen: set[Region] = set()
     for name in layer_order(layers):
+        before = len(regions)
         for region in tensor_regions(name, layers[name], num_blocks):
             if region not in seen:
                 seen.add(region)
-                regions.append(region)
-    return joined(regions)
+                append(regions, region)
+        counts.append(len(regions) - before)
+    return regions, counts
 
 
 def tensor_regions(name: str, tensor: Any, num_blocks: int) -> list[Region]:
     if isinstance(tensor, (list, tuple)):
         raise GeometryError(f"the KV cache of {name} is {len(tensor)} tensors, not one")
-    if tensor.device.type != "cpu":
-        raise GeometryError(f"the KV cache of {name} is on {tensor.device}: this build copies host "
-                            "memory only, it has no copy backend for GPUs; leave out "
-                            "--kv-transfer-config, or set ENABLE_FLEXKV=0")
+    if tensor.device.type not in DEVICES:
+        raise GeometryError(f"the KV cache of {name} is on {tensor.device}: FlexKV copies from and "
+                            "to host memory and CUDA devices only; leave out --kv-transfer-config, "
+                            "or set ENABLE_FLEXKV=0")
     item = tensor.element_size()
     return regions_of(name, tensor.data_ptr(), tuple(tensor.shape),
                       tuple(s * item for s in tensor.stride()), item, num_blocks)
@@ -101,14 +106,12 @@ def _longest_run(what: str, dims: list[tuple[int, int]],
     return run, outer
 
 
-def joined(regions: list[Region]) -> list[Region]:
+def append(regions: list[Region], region: Region) -> None:
     """Neighbours as one region: the bytes and their order stay the same, copies get longer."""
-    out: list[Region] = []
-    for base, stride, page, pages in regions:
-        if out:
-            b, s, p, n = out[-1]
-            if b + p == base and s == stride and n == pages and p + page <= stride:
-                out[-1] = (b, s, p + page, n)
-                continue
-        out.append((base, stride, page, pages))
-    return out
+    base, stride, page, pages = region
+    if regions:
+        b, s, p, n = regions[-1]
+        if b + p == base and s == stride and n == pages and p + page <= stride:
+            regions[-1] = (b, s, p + page, n)
+            return
+    regions.append(region)

@@ -4,6 +4,9 @@ them when they fail or nobody wants them any more.
 A get is started as soon as the engine has allocated the blocks, and the node commands the workers'
 agents by itself: no step of the engine is needed for it. A load that failed goes to the workers
 with the next step; they make sure that nothing writes the blocks any more, then tell the engine.
+
+Where the engine allows it, loads can belong to one of its steps (see modes.py): it waits for them
+as a whole, or its layers do, each for its part. How the latter end the workers see for themselves.
 """
 from __future__ import annotations
 
@@ -13,8 +16,10 @@ from typing import Any
 
 from flexkv._flexkv import PAGES_BUSY, Error
 
+from . import versions
 from .context import Context
-from .protocol import FailedLoad
+from .modes import load_modes
+from .protocol import FailedLoad, LayerLoad
 from .requests import Chain, Load, Offer, Part, Request
 from .stores import Stores
 
@@ -27,12 +32,19 @@ GRACE = 10.0            # seconds after its deadline in which an operation must 
 
 
 class Loads:
-    def __init__(self, context: Context, stores: Stores, *, overlap: bool) -> None:
-        """overlap: steps are scheduled before the ones before them have come back."""
+    def __init__(self, context: Context, stores: Stores, vllm_config: Any, *, full: bool) -> None:
+        """full: all hooks of our own connector class are called."""
         self._c = context
         self._stores = stores
         windows = any(s.group.partial for s in context.spaces)
-        self.sync = context.settings.sync_get and self._can_sync(overlap)
+        self.sync, self._layerwise = load_modes(context.settings, vllm_config, context.spaces,
+                                                full=full)
+        self._how = {"layerwise": True} if self._layerwise else {}
+        # Else the engine sees to it that steps under way don't write blocks that it gives us.
+        self._guarded = versions.overlapping(vllm_config) and not versions.defers_frees()
+        self._blind = False                     # nobody says which steps have come back
+        self._computing = 0                     # the last step that writes KV
+        self._back = 0                          # the last step that has come back
         # A prompt that is loaded as a whole has its last token computed again. Its window then
         # begins one token earlier than that of the blocks the engine gave us.
         self._spare = 1 if self.sync or windows else 0
@@ -43,28 +55,17 @@ class Loads:
         self._failed: list[FailedLoad] = []
         self._written: set[int] = set()         # pages of synchronous loads
 
-    def _can_sync(self, overlap: bool) -> bool:
-        """A synchronous load that fails is told by block numbers, which are ambiguous with several
-        groups; and a step scheduled after it would go on from what was not loaded."""
-        reason = None
-        if len(self._c.spaces) > 1 or self._c.spaces[0].group.partial:
-            reason = "with this model's KV cache groups"
-        elif overlap:
-            reason = ("when steps overlap (asynchronous scheduling, see --no-async-scheduling, or "
-                      "pipeline parallelism)")
-        if reason is not None:
-            logger.warning("FlexKV: FLEXKV_SYNC_GET has no effect %s: loads are asynchronous",
-                           reason)
-        return reason is None
-
     # ---- before there are blocks ---------------------------------------------------------------
 
     def offer(self, request: Request, local: int) -> int:
         """How many tokens beyond the local ones can be loaded. The engine may ask again at each
         step without ever taking them."""
-        if request.no_load or request.load is not None:
+        if request.no_load or request.load is not None or self._blind:
             return 0
         limit = request.engine.num_tokens - self._spare
+        if not self._worthwhile(limit - limit % self._c.alignment - local, local):
+            self.release(request)       # whatever is found: don't look
+            return 0
         now = time.monotonic()
         offer = request.offer
         if offer is not None:
@@ -81,12 +82,16 @@ class Loads:
             request.counted = True
             self._c.count["query_tokens"] += request.engine.num_tokens - local
         gain = offer.tokens - local
-        if gain <= 0 or (gain <= self._c.alignment
-                         and (local or self._c.alignment < SMALL_BLOCK)):
+        if not self._worthwhile(gain, local):
             self._release(offer)
             return 0
         request.offer = offer
         return gain
+
+    def _worthwhile(self, gain: int, local: int) -> bool:
+        if gain > self._c.alignment:
+            return True
+        return gain > 0 and not local and self._c.alignment >= SMALL_BLOCK
 
     def _match(self, request: Request, local: int, limit: int, now: float) -> Offer:
         """The longest prefix that all groups have."""
@@ -150,8 +155,9 @@ class Loads:
             else:
                 self._drop_lease(lease)
         load.blocked = self._stores.stop_overtaken([p for w in load.waiting for p in w.pages])
-        if not load.blocked:
-            self._launch(load)
+        if self._guarded:
+            load.after = self._computing
+        self._launch_if_free(load)
 
     def _part(self, chain: Chain, lease: int, tables: tuple[list[int], ...], start: int,
               end: int) -> Part:
@@ -166,6 +172,11 @@ class Loads:
             first, pages = first + skip, pages[skip:]
         return Part(chain, lease, first, pages)
 
+    def _launch_if_free(self, load: Load) -> None:
+        """Nobody reads or writes its pages any more."""
+        if not load.blocked and load.after <= self._back and not load.ended:
+            self._launch(load)
+
     def _launch(self, load: Load) -> None:
         parts, load.waiting = load.waiting, []
         for part in parts:
@@ -174,7 +185,7 @@ class Loads:
                 self._drop_lease(part.lease)
                 continue
             try:
-                op = self._c.node.get(part.lease, part.first, part.pages)
+                op = self._c.node.get(part.lease, part.first, part.pages, **self._how)
             except Error as e:
                 self._c.trouble("load", e)
                 load.failed = True
@@ -222,19 +233,36 @@ class Loads:
         """A put has ended that read pages which a load is to write."""
         for load in [a for a in self._active if op in a.blocked]:
             load.blocked.discard(op)
-            if not load.blocked and not load.ended:
-                self._launch(load)
+            self._launch_if_free(load)
+
+    def computes(self, step: int) -> None:
+        """A step goes to the workers, and writes KV."""
+        self._computing = step
+
+    def came_back(self, step: int) -> None:
+        self._back = step
+        if self._guarded:
+            for load in [a for a in self._active if a.waiting]:
+                self._launch_if_free(load)
+
+    def nobody_says(self) -> None:
+        """Which steps have come back, that is. Where it matters nothing can be loaded."""
+        self._blind = self._guarded
+        if self._guarded:
+            for load in [a for a in self._active if a.after > self._back]:
+                load.failed = True
+                self._launch(load)      # which gives the leases back, as the load has failed
 
     def _end(self, load: Load) -> None:
         request = load.request
         load.ended = True
         self._active.pop(load, None)
         if load.failed:
-            self._c.count["failed_loads"] += not request.finished
+            self._c.count["failed_loads"] += load.told or not request.finished
             request.no_load = True
             for chain in request.chains:
                 chain.forget()
-            if load.busy or not request.finished:
+            if not load.told and (load.busy or not request.finished):
                 self._report(load)
                 return
         else:
@@ -244,10 +272,22 @@ class Loads:
             self._c.count["loads"] += 1
             self._c.count["hit_cpu_tokens"] += request.sources[0]
             self._c.count["hit_ssd_tokens"] += request.sources[1]
-        if load.sync:
-            request.load = None
-        else:
+        if not load.sync:
             self._received.append(request)
+        elif request.load is load:
+            request.load = None
+
+    def take_layerwise(self) -> list[LayerLoad]:
+        """Loads on which the step that goes out now computes as they come."""
+        if not self._layerwise:
+            return []
+        loads = [load for load in self._active if not load.told]
+        for load in loads:
+            load.told = True
+            self._written.update(p for part in load.parts.values() for p in part.pages)
+        return [LayerLoad(load.request.id, load.ops,
+                          [p for part in load.parts.values() for p in part.pages])
+                for load in loads]
 
     def take_written(self) -> set[int]:
         written, self._written = self._written, set()
@@ -275,6 +315,9 @@ class Loads:
         load = request.load
         if load is None:
             return False
+        if load.told:           # the step that it belongs to has come back, and the load with it
+            request.load = None
+            return False
         if not load.ended:
             load.failed = True
             if load.waiting:
@@ -289,9 +332,9 @@ class Loads:
             load.spoiled = True
 
     def wait(self, poll: Any) -> None:
-        """For synchronous loads, before the step that needs them."""
+        """Before the step that needs them: for synchronous loads; layerwise ones just begin."""
         deadline = time.monotonic() + self._c.settings.op_timeout + GRACE
-        while any(load.sync for load in self._active):
+        while any(load.waiting if self._layerwise else load.sync for load in self._active):
             poll(50)
             if time.monotonic() > deadline:
                 self.give_up(0)

@@ -24,11 +24,21 @@ class FailedLoad:
 
 
 @dataclass
+class LayerLoad:
+    """A load that comes layer by layer while the step computes. Should it fail, the workers
+    report its blocks with the same step."""
+    request_id: str
+    ops: list[int]
+    blocks: list[int]
+
+
+@dataclass
 class StepMetadata(KVConnectorMetadata):
     """One step, from the scheduler to every worker."""
     step: int = 0
     fence: list[int] = field(default_factory=list)      # puts that must not read any more
     failed: list[FailedLoad] = field(default_factory=list)
+    loads: list[LayerLoad] = field(default_factory=list)
 
 
 # Statistics that are states, not counts: of several reports the last one counts.

@@ -140,6 +140,7 @@ class Load:
     sync: bool
     time: float
     waiting: list[Part]                                     # not started yet
+    after: int = 0                                          # step that must have come back before
     blocked: set[int] = field(default_factory=set)          # puts that must end before
     parts: dict[int, Part] = field(default_factory=dict)    # under way, by operation
     ops: list[int] = field(default_factory=list)            # all that were started
@@ -149,3 +150,4 @@ class Load:
     busy: bool = False                                      # somebody may still write its pages
     ended: bool = False
     reported: bool = False                                  # handed to the workers as failed
+    told: bool = False              # a step computes on it as it comes: workers see how it ends

@@ -18,7 +18,7 @@ from .context import Context
 from .groups import alignment, groups_of, hash_block_size
 from .loads import GRACE, Loads
 from .node import open_node
-from .protocol import StepMetadata, StepStats
+from .protocol import LayerLoad, StepMetadata, StepStats
 from .rate import PrefillRate
 from .requests import Chain, Request, Space
 from .settings import Settings
@@ -62,8 +62,7 @@ class SchedulerSide:
         self._rate = PrefillRate([s.space for s in spaces])
         self._stores = Stores(self._c, enabled=transfer.is_kv_producer,
                               drafts=getattr(vllm_config, "speculative_config", None) is not None)
-        self._loads = Loads(self._c, self._stores,
-                            overlap=getattr(vllm_config, "max_concurrent_batches", 1) > 1)
+        self._loads = Loads(self._c, self._stores, vllm_config, full=full)
         self._may_load = transfer.is_kv_consumer
         self._prefetches = full and self._may_load and self._has_ssd()
         self._give_up_after = settings.op_timeout + settings.lease_timeout + GRACE
@@ -185,13 +184,17 @@ class SchedulerSide:
         self._loads.give_up(self._give_up_after)
         fence = self._preempted(output)
         step = self._follow(output)
-        if self._loads.sync and output.total_num_scheduled_tokens:
-            self._loads.wait(self._poll)
-            self._keep_loaded(output)
+        layerwise: list[LayerLoad] = []
+        if output.total_num_scheduled_tokens:
+            self._loads.computes(self._step)
+            if self._loads.sync:
+                self._loads.wait(self._poll)
+                layerwise = self._loads.take_layerwise()
+                self._keep_loaded(output)
         if step.scheduled:
             step.start = time.monotonic()
             self._steps.append(step)
-        return StepMetadata(self._step, fence, self._loads.take_failed())
+        return StepMetadata(self._step, fence, self._loads.take_failed(), layerwise)
 
     def _preempted(self, output: Any) -> list[int]:
         fence: list[int] = []
@@ -221,7 +224,8 @@ class SchedulerSide:
         return step
 
     def _keep_loaded(self, output: Any) -> None:
-        """New blocks that the workers would zero at the start of the step hold loaded KV already."""
+        """New blocks that the workers would zero at the start of the step hold loaded KV already,
+        or will."""
         zero = getattr(output, "new_block_ids_to_zero", None)
         if zero:
             loaded = self._loads.take_written()
@@ -240,6 +244,7 @@ class SchedulerSide:
                 step = self._steps.popleft()
                 self._stores.settle(step)
                 self._rate.step(step.prefill_tokens, step.start, now)
+            self._loads.came_back(number)
         elif connector_output is not None:
             self._without_number()
         received = self._loads.take_received()
@@ -268,6 +273,7 @@ class SchedulerSide:
     def _without_number(self) -> None:
         self._c.trouble("store", "the engine drops the workers' statistics, which say what step "
                         "has come back: nothing is stored")
+        self._loads.nobody_says()
         for request in list(self._requests.values()):
             if request.finished and request.delayed:
                 self._stores.give_up(request)

@@ -16,6 +16,7 @@ _DEFAULT_ADDRESS = "ipc:///tmp/flexkv_server"
 class Settings:
     enabled: bool
     sync_get: bool
+    layerwise: bool
     client: bool                # a daemon serves the node; else this engine opens its own
     launch: bool                # start the daemon if there is none
     address: str
@@ -40,6 +41,7 @@ def read(vllm_config: Any) -> Settings:
     return Settings(
         enabled=_true(config.get("enable_flexkv")),
         sync_get=_true(config.get("sync_get")),
+        layerwise=_layerwise(vllm_config, config),
         client=client,
         launch=config.get("server_launch_mode") != "external",
         address=address,
@@ -48,6 +50,13 @@ def read(vllm_config: Any) -> Settings:
         lease_timeout=number("lease_timeout_ms") / 1e3,
         start_timeout=number("worker_timeout_ms") / 1e3,
     )
+
+
+def _layerwise(vllm_config: Any, config: Config) -> bool:
+    """Also to be had for one engine only."""
+    extra = vllm_config.kv_transfer_config.kv_connector_extra_config or {}
+    value = extra.get("enable_layerwise_transfer")
+    return _true(str(value) if value is not None else config.get("enable_layerwise_transfer"))
 
 
 def _is_replica(vllm_config: Any) -> bool:

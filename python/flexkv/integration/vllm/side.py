@@ -40,8 +40,7 @@ def _unsupported(vllm_config: Any, kv_cache_config: Any | None) -> str | None:
     if len(groups) > 1 and versions.transfer_results() is None:
         return (f"the model has {len(groups)} KV cache groups, and vLLM {versions.vllm_version()} "
                 "has no way to report a failed load for more than one")
-    overlapping = getattr(vllm_config, "max_concurrent_batches", 1) > 1
-    if (any(g.partial for g in groups) and overlapping
+    if (any(g.partial for g in groups) and versions.overlapping(vllm_config)
             and not versions.frees_by_processed_tokens()):
         return (f"vLLM {versions.vllm_version()} frees sliding-window blocks before the step that "
                 "fills them has come back; --no-async-scheduling avoids that")

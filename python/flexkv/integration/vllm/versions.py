@@ -9,10 +9,14 @@ import importlib
 import inspect
 import logging
 import os
+from typing import Any
 
 logger = logging.getLogger("vllm.flexkv")
 
-TESTED = ("0.32.0",)
+TESTED = {
+    "0.32.0": "on CPUs",
+    "0.24.0": "read, and run on GPUs by tests/device/vllm_engine.py",
+}
 ANY_VERSION = "FLEXKV_VLLM_ANY_VERSION"
 
 _BASE = "vllm.distributed.kv_transfer.kv_connector.v1.base"
@@ -46,10 +50,10 @@ def check(full: bool) -> None:
     if not problems:
         if _plain(version) not in TESTED:
             logger.info("FlexKV: vLLM %s is not among the tested versions (%s); its connector "
-                        "interface is the known one", version, ", ".join(TESTED))
+                        "interface is the known one", version, _tested())
         return
     text = (f"FlexKV does not know the KV connector interface of vLLM {version}: "
-            f"{'; '.join(problems)}. Tested versions: {', '.join(TESTED)}. Install one of them, "
+            f"{'; '.join(problems)}. Tested versions: {_tested()}. Install one of them, "
             f"or set {ANY_VERSION}=1 to try this one nevertheless")
     if os.environ.get(ANY_VERSION, "0") not in ("", "0"):
         logger.warning("%s (%s is set: going on)", text, ANY_VERSION)
@@ -75,6 +79,10 @@ def _problems(hooks: set[str]) -> list[str]:
     return problems
 
 
+def _tested() -> str:
+    return ", ".join(f"{version} ({how})" for version, how in TESTED.items())
+
+
 def _plain(version: str) -> str:
     """0.32.0 of 0.32.0+cpu or 0.32.0.dev1."""
     return ".".join(version.split("+")[0].split(".")[:3])
@@ -91,3 +99,30 @@ def frees_by_processed_tokens() -> bool:
     come back? Older versions count steps that are still under way."""
     source = importlib.import_module("vllm.v1.request").Request.__init__.__code__
     return "num_in_flight_tokens" in source.co_names
+
+
+def overlapping(vllm_config: Any) -> bool:
+    """Are steps scheduled before the ones before them have come back?"""
+    return getattr(vllm_config, "max_concurrent_batches", 1) > 1
+
+
+def defers_frees() -> bool:
+    """Do blocks of a finished or preempted request stay taken until the steps under way, which may
+    still write them, have come back? Else they can be given to a load meanwhile."""
+    module = importlib.import_module("vllm.v1.core.sched.scheduler")
+    return "defer_block_free" in module.Scheduler.__init__.__code__.co_names
+
+
+def rewinds_running(vllm_config: Any) -> bool:
+    """Do workers go back when the scheduler says that a running request has fewer tokens computed
+    than they think? The second model runner counts for itself, on the GPU."""
+    return not getattr(vllm_config, "use_v2_model_runner", False)
+
+
+def calls_layer_hooks(forward_context: Any) -> bool:
+    """Will the step call wait_for_layer_load? Not if it replays one CUDA graph of the whole model.
+    The second model runner does that outside of its forward context: there is no attention
+    metadata then."""
+    mode = getattr(forward_context, "cudagraph_runtime_mode", None)
+    return (getattr(forward_context, "attn_metadata", None) is not None
+            and getattr(mode, "name", "NONE") != "FULL")

@@ -11,9 +11,10 @@ from typing import Any
 
 from flexkv._flexkv import Agent
 
-from . import identity
-from .geometry import Region, group_regions
+from . import identity, versions
+from .geometry import Region, group_regions, layer_order
 from .groups import Group, groups_of
+from .layers import LayerLoads, not_loaded, stream_of
 from .protocol import FailedLoad, StepMetadata, StepStats
 from .settings import Settings
 
@@ -30,6 +31,7 @@ class WorkerSide:
         self._groups = groups_of(vllm_config, kv_cache_config)
         self._identity = identity.engine_identity(vllm_config)
         self._agents: list[Agent] = []
+        self._layers: LayerLoads | None = None
         self._failed: list[FailedLoad] = []     # not yet reported
         self._bad_blocks: set[int] = set()
 
@@ -41,9 +43,16 @@ class WorkerSide:
                 raise RuntimeError(f"FlexKV: this worker has no layer of KV cache group "
                                    f"{group.index}; with pipeline parallelism each stage must "
                                    "have some")
-            self._agents.append(self._agent(group, group_regions(layers, num_blocks)))
+            regions, counts = group_regions(layers, num_blocks)
+            self._agents.append(self._agent(group, regions, counts))
+            # With several groups there are no such loads.
+            if self._settings.layerwise and len(self._groups) == 1:
+                names = layer_order(layers)
+                self._layers = LayerLoads(self._agents[0], names, stream_of(layers[names[0]]),
+                                          self._settings.op_timeout)
 
-    def _agent(self, group: Group, regions: list[Region]) -> Agent:
+    def _agent(self, group: Group, regions: list[Region], counts: list[int]) -> Agent:
+        """counts: regions of each layer."""
         from vllm.distributed.parallel_state import get_pp_group, get_tp_group
         tp, pp = get_tp_group(), get_pp_group()
         replicas = identity.kv_replicas(self._config)
@@ -54,8 +63,9 @@ class WorkerSide:
         logger.info("FlexKV: space %s: worker %d registers %d regions, %d bytes in a block, at %s",
                     name, worker, len(regions), sum(r[2] for r in regions),
                     self._settings.address)
+        layers = {"layers": counts} if self._settings.layerwise else {}
         return Agent(
-            self._settings.address, regions, space=name,
+            self._settings.address, regions, space=name, **layers,
             instance=str(self._config.kv_transfer_config.engine_id), worker=worker,
             slice=pp.rank_in_group * (tp.world_size // replicas) + tp.rank_in_group // replicas,
             replica=tp.rank_in_group % replicas, replicas=replicas)
@@ -64,34 +74,51 @@ class WorkerSide:
 
     def fence(self, metadata: StepMetadata | None) -> None:
         """Before the step writes anything: what was preempted must not be read any more."""
-        if metadata is None or not metadata.fence:
-            return
-        for _ in range(FENCE_TRIES):
-            if self._revoke(metadata.fence):
-                return
-        # Without agents the node takes their copies for failed, so nothing wrong is stored.
-        logger.error("FlexKV: a copy did not stop in %d s; this worker's agents are closed, "
-                     "nothing is cached any more", FENCE_TRIES * FENCE_MS // 1000)
-        self.shutdown()
+        if metadata is not None and metadata.fence:
+            self._stop(metadata.fence)
+
+    def begin_step(self, metadata: StepMetadata | None, forward_context: Any) -> None:
+        """Before the step computes."""
+        if self._layers is not None and metadata is not None and metadata.loads:
+            self._layers.begin(metadata.loads, versions.calls_layer_hooks(forward_context))
+
+    def wait_layer(self, name: str) -> None:
+        if self._layers is not None and self._layers.active:
+            self._layers.wait(name)
 
     def finish_step(self, metadata: StepMetadata | None) -> tuple[set[str], set[str]]:
         """Requests whose loads have failed, and among these those that failed as a whole. Blocks
         without their bytes are to be had from take_bad_blocks in the same step."""
-        waiting = self._failed + (metadata.failed if metadata is not None else [])
-        self._failed = []
+        waiting, self._failed = self._failed, []
+        if metadata is not None:
+            waiting += metadata.failed
+            if metadata.loads:
+                waiting += (self._layers.finish() if self._layers is not None
+                            else map(not_loaded, metadata.loads))
         ended: set[str] = set()
         whole: set[str] = set()
         for load in waiting:
-            if not self._revoke(load.ops):
+            if not load.waiting:
+                self._stop(load.ops)        # computed on already: the engine must hear of it now
+            elif self._revoke(load.ops):
+                ended.add(load.request_id)
+            else:
                 self._failed.append(load)       # the engine must not use the blocks yet
                 continue
-            if load.waiting:
-                ended.add(load.request_id)
             if load.whole:
                 whole.add(load.request_id)
             else:
                 self._bad_blocks.update(load.blocks)
         return ended, whole
+
+    def _stop(self, ops: list[int]) -> None:
+        for _ in range(FENCE_TRIES):
+            if self._revoke(ops):
+                return
+        # Without agents the node takes their copies for failed, so nothing wrong is stored.
+        logger.error("FlexKV: a copy did not stop in %d s; this worker's agents are closed, "
+                     "nothing is cached any more", FENCE_TRIES * FENCE_MS // 1000)
+        self.shutdown()
 
     def _revoke(self, ops: Iterable[int]) -> bool:
         ops = list(ops)
@@ -105,6 +132,6 @@ class WorkerSide:
         return StepStats(step=metadata.step if metadata is not None else 0)
 
     def shutdown(self) -> None:
-        agents, self._agents = self._agents, []
+        agents, self._agents, self._layers = self._agents, [], None
         for agent in agents:
             agent.close()

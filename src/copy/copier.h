@@ -1,0 +1,94 @@
+/*
+ * copier.h - what an agent copies with: one per worker, for the memory its regions lie in. Two
+ * kinds, chosen by whose memory the regions are: host (copy.h, team.h) and cuda (cuda/).
+ *
+ *   create(regions) -> attach(pool) -> copy ... copy -> detach -> destroy
+ *                      once for each node found          ^ returns when nothing touches the pool
+ */
+#ifndef FK_COPY_COPIER_H
+#define FK_COPY_COPIER_H
+
+#include <stdatomic.h>
+#include <stddef.h>
+
+#include "copy/copy.h"
+
+struct fk_copier;
+
+/* A pool as this process has mapped it. */
+struct fk_copy_pool {
+    char *base;
+    uint64_t bytes, slot_bytes, slice_offset;
+};
+
+/*
+ * Told by a copy in layers: all pages of the regions before `regions` are on their way, in place
+ * when `event` (cuda; NULL: they are in place) has come. Called in order, by the thread that copies.
+ */
+struct fk_copy_progress {
+    void (*layers)(void *arg, uint32_t regions, void *event);
+    void *arg;
+    const uint32_t *layer_ends;     /* regions up to each layer's end */
+    uint32_t n_layers;
+};
+
+struct fk_copier_ops {
+    const char *name;
+    unsigned lanes;                 /* 2: may copy in both directions at once, each in one thread */
+    int (*attach)(struct fk_copier *c, const struct fk_copy_pool *pool);
+    void (*detach)(struct fk_copier *c);
+    uint32_t (*copy)(struct fk_copier *c, const struct fk_copy_blocks *blocks,
+                     const struct fk_copy_progress *progress, _Atomic bool *cancelled, int *status);
+    int (*wait_event)(struct fk_copier *c, void *event, void *stream);
+    void (*destroy)(struct fk_copier *c);
+};
+
+struct fk_copier {                  /* first member of each kind's struct */
+    const struct fk_copier_ops *ops;
+    const flexkv_region *regions;   /* the owner's */
+    uint32_t n_regions;
+    struct fk_copy_pool pool;       /* base NULL: not attached */
+};
+
+/*
+ * threads: for host memory. -EINVAL: the regions lie in memory of different kinds or devices,
+ * -ENODEV: in a device's memory that can't be used; `why` says more.
+ */
+int fk_copier_create(const flexkv_region *regions, uint32_t n_regions, unsigned threads,
+                     struct fk_copier **out, char *why, size_t why_bytes);
+static inline void fk_copier_destroy(struct fk_copier *c)
+{
+    if (c)
+        c->ops->destroy(c);
+}
+
+static inline int fk_copier_attach(struct fk_copier *c, const struct fk_copy_pool *pool)
+{
+    return c->ops->attach(c, pool);
+}
+
+static inline void fk_copier_detach(struct fk_copier *c)
+{
+    if (c->pool.base)
+        c->ops->detach(c);
+}
+
+/*
+ * Copies the blocks; returns how many leading ones are in place: all, or fewer when *cancelled
+ * became true or the copy failed (*status then has its -errno). Nothing is under way any more when
+ * it returns. progress may be NULL; it is for copies to the engine, which then go layer by layer.
+ */
+static inline uint32_t fk_copier_copy(struct fk_copier *c, const struct fk_copy_blocks *blocks,
+                                      const struct fk_copy_progress *progress,
+                                      _Atomic bool *cancelled, int *status)
+{
+    return c->ops->copy(c, blocks, progress, cancelled, status);
+}
+
+/* Makes the stream of the engine's wait for an event of a progress; 0 or -errno. */
+static inline int fk_copier_wait_event(struct fk_copier *c, void *event, void *stream)
+{
+    return c->ops->wait_event ? c->ops->wait_event(c, event, stream) : 0;
+}
+
+#endif

@@ -1,0 +1,558 @@
+/*
+ * cuda_copy.c - a job of the cuda copier. What a job copies is a list of parts (layers, when it goes
+ * by layers; else all of a slice); a part is cut into chunks (some blocks, some tiles). Chunks are
+ * given to the device a few at a time, so that a job can be stopped and nothing waits inside the
+ * driver; the thread sleeps until about when the oldest of them is done. See cuda.h.
+ */
+#include "base/clock.h"
+#include "base/log.h"
+#include "base/util.h"
+#include "copy/cuda/cuda.h"
+
+#include <sys/prctl.h>
+#include <time.h>
+
+#define SPIN_US 40u                     /* look without a pause for so long around the expected end */
+#define NAP_US 20u
+#define WAKE_MAX_US 200u
+#define FIRST_CHUNK (1 * FK_MIB)
+#define BUS_BYTES_PER_US 40000.0        /* the slowest bus that is not a fault */
+#define CROWDED_TIMES 2u
+#define CROWDED_US 300u
+#define CROWDED_FOR_US 100000u          /* then kernels are tried again */
+#define LONG_CHUNK (64 * FK_MIB)
+#define LONG_CTAS 1u
+#define PIECE_MIN (32 * FK_KIB)         /* smaller ones are far slower one by one */
+#define LAYER_PIECE (512 * FK_KIB)      /* layers are taken together until their piece has so much */
+#define DIRECT_PIECE (128 * FK_KIB)     /* smaller pieces are not worth descriptors of their own */
+
+struct part { uint32_t tile, end_tile, region, end_region; uint64_t bytes; };
+
+struct chunk {
+    uint32_t block, n_blocks, tile, n_tiles, region, end_region;
+    uint64_t offset, bytes;             /* of one block's part in the slice */
+};
+
+struct flight { cu_event event; uint64_t at, bytes, put_us; uint32_t blocks; bool kernel; };
+
+struct run {                            /* a job on its way */
+    struct fk_cuda_copier *c;
+    struct fk_cuda_lane *l;
+    const struct fk_copy_blocks *b;
+    _Atomic bool *cancelled;
+    struct flight flight[FK_CUDA_FLIGHTS];
+    uint32_t n_put, n_taken;            /* chunks given to the device, seen done */
+    uint64_t head;                      /* of the ring, in bytes ever used */
+    uint32_t done_blocks;
+    uint64_t free_at;                   /* when the device will be done with what it has, about */
+    uint64_t taken_at;                  /* when the last chunk was seen done */
+    bool draining;                      /* nothing more to put: the caller waits */
+    int status;
+};
+
+/* ---- waiting ---- */
+
+/* Waking up takes its time too, most of all in a virtual machine: it is learned. */
+static void nap(struct fk_cuda_lane *l, uint64_t us)
+{
+    uint64_t start = fk_clock_us();
+
+    nanosleep(&(struct timespec){ .tv_nsec = (long)(us * 1000) }, NULL);
+    double late = (double)(fk_clock_us() - start) - (double)us;
+    l->wake_us += 0.1 * (fk_min(fk_max(late, 0.0), (double)WAKE_MAX_US) - l->wake_us);
+}
+
+/* The default slack of 50 us would be most of a chunk. */
+static void exact_timers(void)
+{
+    static _Thread_local bool done;
+
+    if (!done)
+        prctl(PR_SET_TIMERSLACK, 1000ul, 0, 0, 0);
+    done = true;
+}
+
+/* Copies have no deadline here: a slot may be used again only when they are over. hurry: the
+ * caller waits for it; else there are more under way. */
+static bool wait_event(struct fk_cuda_copier *c, struct fk_cuda_lane *l, cu_event event, uint64_t due,
+                       bool hurry)
+{
+    uint64_t spin = hurry ? SPIN_US + (uint64_t)l->wake_us : 0;
+    uint64_t now = fk_clock_us();
+    cu_result r;
+
+    while ((r = c->cu->EventQuery(event)) == CU_ERROR_NOT_READY) {
+        now = fk_clock_us();
+        if (now + spin < due)
+            nap(l, fk_min(due - spin - now, 100000ull));
+        else if (now >= due + spin)
+            nap(l, NAP_US);
+    }
+    return !fk_cuda_failed(c, r, "a copy failed");
+}
+
+static void learn_rate(struct fk_cuda_lane *l, uint64_t bytes, uint64_t us)
+{
+    if (us > 20)
+        l->bytes_per_us += 0.2 * ((double)bytes / (double)us - l->bytes_per_us);
+}
+
+/* A kernel's chunk took far longer than the bus needs: the engine's own kernels have the device. */
+static void note_crowd(struct run *r, const struct flight *f, uint64_t now)
+{
+    uint64_t us = now - fk_max(f->put_us, r->taken_at);
+
+    if (f->kernel && us > CROWDED_US + CROWDED_TIMES * (uint64_t)((double)f->bytes / BUS_BYTES_PER_US))
+        r->l->crowded_at = now;
+}
+
+/* Waits for the oldest chunk that is under way. */
+static void take_oldest(struct run *r)
+{
+    const struct flight *f = &r->flight[r->n_taken % FK_CUDA_FLIGHTS];
+    uint64_t left = 0;
+
+    for (uint32_t k = r->n_taken + 1; k < r->n_put; k++)
+        left += r->flight[k % FK_CUDA_FLIGHTS].bytes;
+    uint64_t after = (uint64_t)((double)left / r->l->bytes_per_us);
+    if (!wait_event(r->c, r->l, f->event, r->free_at > after ? r->free_at - after : 0,
+                    r->draining))
+        r->status = -EIO;
+    else if (!r->status)
+        r->done_blocks += f->blocks;
+    uint64_t now = fk_clock_us();       /* the forecast, put right by what was seen */
+    note_crowd(r, f, now);
+    r->n_taken++;
+    r->taken_at = now;
+    r->free_at = now + after;
+}
+
+/* Room for the chunk among those under way, in the ring too. */
+static void make_way(struct run *r, uint64_t bytes)
+{
+    uint64_t ring = FK_CUDA_RING_CHUNKS * r->c->tuning.chunk_bytes;
+
+    if (r->head % ring + bytes > ring)
+        r->head += ring - r->head % ring;
+    while (r->n_taken < r->n_put && (r->n_put - r->n_taken == FK_CUDA_FLIGHTS ||
+           r->head + bytes - r->flight[r->n_taken % FK_CUDA_FLIGHTS].at > ring))
+        take_oldest(r);
+}
+
+static void put_chunk(struct run *r, cu_event event, const struct chunk *k, bool kernel)
+{
+    uint64_t bytes = k->n_blocks * k->bytes, now = fk_clock_us();
+
+    r->flight[r->n_put++ % FK_CUDA_FLIGHTS] = (struct flight){
+        .event = event, .at = r->head, .bytes = bytes, .put_us = now, .kernel = kernel,
+        .blocks = k->bytes == r->c->slice_bytes ? k->n_blocks : 0,
+    };
+    r->head += bytes;
+    r->free_at = fk_max(r->free_at, now) + (uint64_t)((double)bytes / r->l->bytes_per_us);
+}
+
+static bool go_on(struct run *r)
+{
+    return !r->status && !atomic_load_explicit(r->cancelled, memory_order_relaxed);
+}
+
+/* ---- the device's work ---- */
+
+static bool failed(struct run *r, cu_result res, const char *what)
+{
+    if (!fk_cuda_failed(r->c, res, what))
+        return false;
+    r->status = -EIO;
+    return true;
+}
+
+static void launch(struct run *r, const struct chunk *k, bool list, cu_ptr linear, uint64_t stride,
+                   uint32_t ctas)
+{
+    struct fk_cuda_copier *c = r->c;
+    struct fk_cuda_job job = {
+        .tiles = c->device_tiles + k->tile * sizeof(struct fk_cuda_tile),
+        .slots = list ? r->l->lists + 4ull * k->block : 0,
+        .pages = r->l->lists + 4ull * (r->l->lists_cap + k->block),
+        .linear = linear, .linear_stride = stride, .offset = k->offset,
+        .n_blocks = k->n_blocks, .n_tiles = k->n_tiles, .to_pages = r->l->to_engine,
+    };
+    uint64_t warps = (uint64_t)k->n_blocks * k->n_tiles;
+    void *args[] = { &job };
+
+    ctas = (uint32_t)fk_min((uint64_t)ctas, fk_div_up(warps, 16));
+    failed(r, c->cu->LaunchKernel(c->kernel, ctas, 1, 1, 512, 1, 1, 0, r->l->kernel, args, NULL),
+           "the copy kernel can't be started");
+}
+
+static char *slice_at(const struct run *r, uint32_t block)
+{
+    const struct fk_copy_pool *p = &r->c->base.pool;
+
+    return p->base + r->b->slots[block] * p->slot_bytes + p->slice_offset;
+}
+
+static void copy_direct(struct run *r, const struct chunk *k, uint32_t ctas)
+{
+    const struct fk_copy_pool *p = &r->c->base.pool;
+    cu_event event = r->l->kernel_done[r->n_put % FK_CUDA_FLIGHTS];
+    char *first = p->base + p->slice_offset + k->offset;
+
+    launch(r, k, true, (cu_ptr)(uintptr_t)first, p->slot_bytes, ctas);
+    if (!r->status && !failed(r, r->c->cu->EventRecord(event, r->l->kernel), "an event"))
+        put_chunk(r, event, k, true);
+}
+
+static bool grow_batch(struct fk_cuda_lane *l, uint32_t n)
+{
+    if (n <= l->batch_cap)
+        return true;
+    cu_ptr *dst = realloc(l->dst, n * sizeof(*dst)), *src;
+    l->dst = dst ? dst : l->dst;
+    src = realloc(l->src, n * sizeof(*src));
+    l->src = src ? src : l->src;
+    size_t *sizes = realloc(l->sizes, n * sizeof(*sizes));
+    l->sizes = sizes ? sizes : l->sizes;
+    if (!dst || !src || !sizes)
+        return false;
+    l->batch_cap = n;
+    return true;
+}
+
+/* What lies side by side in both is one copy. */
+static uint32_t describe(const struct run *r, const struct chunk *k, cu_ptr to)
+{
+    struct fk_cuda_lane *l = r->l;
+    cu_ptr *host = l->to_engine ? l->src : l->dst, *ring = l->to_engine ? l->dst : l->src;
+    uint32_t n = 0;
+
+    for (uint32_t i = 0; i < k->n_blocks; i++) {
+        char *at = slice_at(r, k->block + i) + k->offset;
+        if (n && host[n - 1] + l->sizes[n - 1] == (cu_ptr)(uintptr_t)at &&
+            fk_pin_run(r->c->pin, at) < fk_pin_run(r->c->pin, at - 1)) {
+            l->sizes[n - 1] += k->bytes;
+            continue;
+        }
+        host[n] = (cu_ptr)(uintptr_t)at;
+        ring[n] = to + i * k->bytes;
+        l->sizes[n++] = k->bytes;
+    }
+    return n;
+}
+
+static cu_result copy_batch(const struct run *r, uint32_t n)
+{
+    const struct fk_cuda *cu = r->c->cu;
+    struct fk_cuda_lane *l = r->l;
+    struct cu_batch_attrs attrs = { .order = CU_BATCH_ORDER_STREAM, .flags = CU_BATCH_OVERLAP_COMPUTE };
+    size_t which = 0, bad;
+    cu_result res = CU_OK;
+
+    if (cu->MemcpyBatch130)
+        return cu->MemcpyBatch130(l->dst, l->src, l->sizes, n, &attrs, &which, 1, l->dma);
+    if (cu->MemcpyBatch128)
+        return cu->MemcpyBatch128(l->dst, l->src, l->sizes, n, &attrs, &which, 1, &bad, l->dma);
+    for (uint32_t i = 0; i < n && !res; i++)
+        res = l->to_engine ? cu->MemcpyHtoDAsync(l->dst[i], (void *)(uintptr_t)l->src[i], l->sizes[i], l->dma)
+                           : cu->MemcpyDtoHAsync((void *)(uintptr_t)l->dst[i], l->src[i], l->sizes[i], l->dma);
+    return res;
+}
+
+/* Host -> ring -> pages: the DMA first, then the kernel; from the engine the other way round. */
+static void copy_staged(struct run *r, const struct chunk *k)
+{
+    const struct fk_cuda *cu = r->c->cu;
+    struct fk_cuda_lane *l = r->l;
+    uint32_t i = r->n_put % FK_CUDA_FLIGHTS;
+    cu_ptr at = l->ring + r->head % (FK_CUDA_RING_CHUNKS * r->c->tuning.chunk_bytes);
+
+    if (!grow_batch(l, k->n_blocks)) {
+        r->status = -ENOMEM;
+        return;
+    }
+    uint32_t n = describe(r, k, at);
+    if (l->to_engine) {
+        if (failed(r, copy_batch(r, n), "a copy can't be started") ||
+            failed(r, cu->EventRecord(l->dma_done[i], l->dma), "an event") ||
+            failed(r, cu->StreamWaitEvent(l->kernel, l->dma_done[i], 0), "an event"))
+            return;
+        launch(r, k, false, at, k->bytes, r->c->tuning.ring_ctas);
+        if (!r->status && !failed(r, cu->EventRecord(l->kernel_done[i], l->kernel), "an event"))
+            put_chunk(r, l->kernel_done[i], k, true);
+        return;
+    }
+    launch(r, k, false, at, k->bytes, r->c->tuning.ring_ctas);
+    if (r->status || failed(r, cu->EventRecord(l->kernel_done[i], l->kernel), "an event") ||
+        failed(r, cu->StreamWaitEvent(l->dma, l->kernel_done[i], 0), "an event") ||
+        failed(r, copy_batch(r, n), "a copy can't be started") ||
+        failed(r, cu->EventRecord(l->dma_done[i], l->dma), "an event"))
+        return;
+    put_chunk(r, l->dma_done[i], k, true);
+}
+
+/* No kernel, no ring: every piece is a copy. */
+static void copy_pieces(struct run *r, const struct chunk *k)
+{
+    struct fk_cuda_lane *l = r->l;
+    cu_ptr *host, *page;
+    cu_event event = l->dma_done[r->n_put % FK_CUDA_FLIGHTS];
+    uint32_t n = 0;
+
+    if (!grow_batch(l, k->n_blocks * (k->end_region - k->region))) {
+        r->status = -ENOMEM;
+        return;
+    }
+    host = l->to_engine ? l->src : l->dst;
+    page = l->to_engine ? l->dst : l->src;
+    for (uint32_t i = 0; i < k->n_blocks; i++) {
+        cu_ptr at = (cu_ptr)(uintptr_t)(slice_at(r, k->block + i) + k->offset);
+        for (uint32_t g = k->region; g < k->end_region; g++) {
+            const flexkv_region *region = &r->c->base.regions[g];
+            host[n] = at;
+            page[n] = (cu_ptr)(uintptr_t)region->base + r->b->pages[k->block + i] * region->stride;
+            l->sizes[n++] = region->page_bytes;
+            at += region->page_bytes;
+        }
+    }
+    if (!failed(r, copy_batch(r, n), "a copy can't be started") &&
+        !failed(r, r->c->cu->EventRecord(event, l->dma), "an event"))
+        put_chunk(r, event, k, false);
+}
+
+/* ---- chunks ---- */
+
+/* Copies to the engine end with a kernel, copies from it begin with one: the chunk that nothing
+ * overlaps with is small. */
+static uint64_t chunk_limit(const struct run *r, uint64_t done, uint64_t left)
+{
+    uint64_t most = r->c->tuning.chunk_bytes;
+
+    return fk_min(most, fk_max(r->l->to_engine ? left / 2 : done, FIRST_CHUNK));
+}
+
+enum way { WAY_DIRECT, WAY_STAGED, WAY_PIECES, WAY_LONG };
+
+/* When kernels have to wait for the engine's: pieces, which cost the bus more but nothing else; or, if
+ * they are too small, a kernel that stays for long once it runs, on very few multiprocessors. */
+static enum way way_of(const struct run *r, const struct part *p, bool direct, bool whole)
+{
+    const struct fk_cuda_lane *l = r->l;
+    bool crowded = l->crowded_at && fk_clock_us() - l->crowded_at < CROWDED_FOR_US;
+
+    if (crowded && whole && p->bytes / (p->end_region - p->region) >= PIECE_MIN &&
+        fk_cuda_has_batch(r->c->cu))
+        return WAY_PIECES;
+    if (crowded)
+        return WAY_LONG;
+    return direct || !l->ring ? WAY_DIRECT : WAY_STAGED;
+}
+
+/* The next chunk of the part, at most `limit` bytes of several blocks, or of tiles of one. */
+static struct chunk cut(const struct run *r, const struct part *p, uint32_t block, uint32_t tile,
+                        uint64_t limit)
+{
+    const struct fk_cuda_tile *t = r->c->tiles;
+    struct chunk k = { .block = block, .n_blocks = 1, .tile = tile, .offset = t[tile].offset,
+                       .region = p->region, .end_region = p->end_region };
+    uint32_t end = tile;
+
+    if (p->bytes <= r->c->tuning.chunk_bytes) {
+        k.n_blocks = (uint32_t)fk_min(fk_max(limit / p->bytes, 1ull), (uint64_t)(r->b->n - block));
+        end = p->end_tile;
+    }
+    while (end < p->end_tile && t[end].offset + t[end].bytes - k.offset <= limit)
+        end++;
+    k.n_tiles = end - tile;
+    k.bytes = t[end - 1].offset + t[end - 1].bytes - k.offset;
+    return k;
+}
+
+static void run_part(struct run *r, const struct part *p, bool direct)
+{
+    bool whole = p->bytes <= r->c->tuning.chunk_bytes;  /* else blocks are cut in pieces of their own */
+    uint64_t left = r->b->n * p->bytes, done = 0;
+    uint32_t block = 0, tile = p->tile;
+
+    while (block < r->b->n && go_on(r)) {
+        enum way way = way_of(r, p, direct, whole);
+        uint64_t limit = way == WAY_STAGED ? chunk_limit(r, done, left)
+                       : way == WAY_LONG ? LONG_CHUNK : r->c->tuning.chunk_bytes;
+        struct chunk k = cut(r, p, block, tile, limit);
+        make_way(r, k.n_blocks * k.bytes);
+        if (!go_on(r))
+            return;
+        if (way == WAY_DIRECT || way == WAY_LONG)
+            copy_direct(r, &k, way == WAY_LONG ? LONG_CTAS : r->c->tuning.direct_ctas);
+        else if (way == WAY_STAGED)
+            copy_staged(r, &k);
+        else
+            copy_pieces(r, &k);
+        done += k.n_blocks * k.bytes;
+        left -= k.n_blocks * k.bytes;
+        tile = k.tile + k.n_tiles;
+        if (tile == p->end_tile) {
+            tile = p->tile;
+            block += k.n_blocks;
+        }
+    }
+}
+
+/* ---- layers ---- */
+
+static cu_event layer_event(struct run *r)
+{
+    struct fk_cuda_lane *l = r->l;
+    cu_event *e = &l->layer[l->next_layer++ % FK_CUDA_LAYER_EVENTS];
+
+    if (failed(r, r->c->cu->EventRecord(l->order, l->dma), "an event") ||
+        failed(r, r->c->cu->StreamWaitEvent(l->kernel, l->order, 0), "an event"))
+        return NULL;
+    if ((*e || !failed(r, r->c->cu->EventCreate(e, CU_EVENT_NO_TIMING), "an event")) &&
+        !failed(r, r->c->cu->EventRecord(*e, l->kernel), "an event"))
+        return *e;
+    return NULL;
+}
+
+static struct part part_of(const struct fk_cuda_copier *c, uint32_t region, uint32_t end)
+{
+    struct part p = { .tile = c->region_tiles[region], .end_tile = c->region_tiles[end],
+                      .region = region, .end_region = end };
+
+    p.bytes = c->tiles[p.end_tile - 1].offset + c->tiles[p.end_tile - 1].bytes - c->tiles[p.tile].offset;
+    return p;
+}
+
+/* The first layers alone, so that the engine can begin; then more and more at a time, as larger
+ * pieces are copied faster. */
+static void run_layers(struct run *r, const struct fk_copy_progress *progress)
+{
+    uint32_t layer = 0, take = 1, region = 0;
+
+    while (layer < progress->n_layers && go_on(r)) {
+        uint32_t last = fk_min(layer + take, progress->n_layers);
+        struct part p = part_of(r->c, region, progress->layer_ends[last - 1]);
+        bool direct = !r->l->ring || p.bytes < DIRECT_PIECE;
+        run_part(r, &p, direct);
+        /* The bus belongs to the layers that come first. */
+        if (direct && !r->status && !failed(r, r->c->cu->EventRecord(r->l->order, r->l->kernel), "an event"))
+            failed(r, r->c->cu->StreamWaitEvent(r->l->dma, r->l->order, 0), "an event");
+        cu_event e = go_on(r) ? layer_event(r) : NULL;
+        if (e)
+            progress->layers(progress->arg, p.end_region, e);
+        region = p.end_region;
+        if (layer > 0 && p.bytes < LAYER_PIECE)
+            take = fk_min(take * 2, (uint32_t)(LAYER_PIECE / (p.bytes / (last - layer))) + 1);
+        layer = last;
+    }
+}
+
+/* ---- what is not page-locked ---- */
+
+static void copy_slowly(struct run *r)
+{
+    const struct fk_cuda *cu = r->c->cu;
+
+    for (uint32_t i = 0; i < r->b->n && go_on(r); i++) {
+        char *at = slice_at(r, i);
+        for (uint32_t g = 0; g < r->c->base.n_regions && !r->status; g++) {
+            const flexkv_region *region = &r->c->base.regions[g];
+            cu_ptr page = (cu_ptr)(uintptr_t)region->base + r->b->pages[i] * region->stride;
+            failed(r, r->l->to_engine ? cu->MemcpyHtoD(page, at, region->page_bytes)
+                                      : cu->MemcpyDtoH(at, page, region->page_bytes), "a copy failed");
+            at += region->page_bytes;
+        }
+        r->done_blocks += !r->status;
+    }
+}
+
+/* ---- the job ---- */
+
+static bool grow_lists(struct run *r, uint32_t n)
+{
+    const struct fk_cuda *cu = r->c->cu;
+    struct fk_cuda_lane *l = r->l;
+
+    if (n <= l->lists_cap)
+        return true;
+    if (l->lists)
+        cu->MemFree(l->lists);
+    if (l->host_lists)
+        cu->MemFreeHost(l->host_lists);
+    l->lists = 0;
+    l->host_lists = NULL;
+    l->lists_cap = 0;
+    n = (uint32_t)fk_round_up(n, 4096);
+    if (failed(r, cu->MemAlloc(&l->lists, 8ull * n), "no room for a list") ||
+        failed(r, cu->MemHostAlloc((void **)&l->host_lists, 8ull * n, CU_HOST_ALLOC_PORTABLE),
+               "no room for a list"))
+        return false;
+    l->lists_cap = n;
+    return true;
+}
+
+static void upload_lists(struct run *r)
+{
+    struct fk_cuda_lane *l = r->l;
+    uint32_t n = r->b->n;
+
+    if (!grow_lists(r, n))
+        return;
+    memcpy(l->host_lists, r->b->slots, 4ull * n);
+    memcpy(l->host_lists + l->lists_cap, r->b->pages, 4ull * n);
+    if (!failed(r, r->c->cu->MemcpyHtoDAsync(l->lists, l->host_lists, 4ull * n, l->kernel), "a list"))
+        failed(r, r->c->cu->MemcpyHtoDAsync(l->lists + 4ull * l->lists_cap, l->host_lists + l->lists_cap,
+                                            4ull * n, l->kernel), "a list");
+}
+
+static bool all_pinned(const struct run *r)
+{
+    bool ok = true;
+
+    for (uint32_t i = 0; i < r->b->n && ok; i++)
+        ok = fk_pin_ensure(r->c->pin, slice_at(r, i), r->c->slice_bytes);
+    return ok;
+}
+
+static void run_fast(struct run *r, const struct fk_copy_progress *progress)
+{
+    uint64_t start = fk_clock_us(), bytes = r->b->n * r->c->slice_bytes;
+
+    upload_lists(r);
+    if (r->status)
+        return;
+    if (progress && progress->n_layers > 1) {
+        run_layers(r, progress);
+    } else {
+        struct part all = part_of(r->c, 0, r->c->base.n_regions);
+        run_part(r, &all, !r->l->ring || bytes <= r->c->tuning.direct_bytes);
+    }
+    r->draining = true;
+    while (r->n_taken < r->n_put)       /* also of a job that was stopped or has failed */
+        take_oldest(r);
+    if (go_on(r)) {
+        learn_rate(r->l, bytes, fk_clock_us() - start);
+        r->done_blocks = r->b->n;
+    }
+}
+
+uint32_t fk_cuda_copy(struct fk_copier *base, const struct fk_copy_blocks *blocks,
+                      const struct fk_copy_progress *progress, _Atomic bool *cancelled, int *status)
+{
+    struct fk_cuda_copier *c = (struct fk_cuda_copier *)base;
+    struct run r = { .c = c, .l = &c->lane[blocks->to_engine], .b = blocks, .cancelled = cancelled };
+
+    *status = 0;
+    if (!blocks->n)
+        return 0;
+    if (c->dead || c->cu->CtxSetCurrent(c->context) != CU_OK) {
+        *status = -EIO;
+        return 0;
+    }
+    exact_timers();
+    if (all_pinned(&r))
+        run_fast(&r, progress);
+    else
+        copy_slowly(&r);
+    *status = r.status;
+    return r.status && !r.done_blocks ? 0 : fk_min(r.done_blocks, blocks->n);
+}

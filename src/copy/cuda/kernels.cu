@@ -1,0 +1,83 @@
+/*
+ * kernels.cu - the one kernel of the cuda copier: blocks between an engine's paged KV tensors and a
+ * linear side, which is pinned host memory (slots of the pool) or a staging ring on the device.
+ *
+ * Shipped as PTX (kernels.ptx.h, made by tools/gen-ptx), which the driver compiles for the device
+ * it finds: compute capability 8.0 and later. Kept in plain C with CUDA's intrinsics.
+ *
+ *   tile  some bytes of one region's page, at most TILE_BYTES, by one warp
+ *         | page: base + page number * stride | linear: offset in the block's slice | bytes |
+ *   unit  (block, tile); warps take units in turn, neighbours neighbouring tiles
+ */
+#include <stdint.h>
+
+struct tile {
+    uint64_t base, stride;
+    uint64_t offset;        /* in the slice */
+    uint32_t bytes, align;  /* align: 16, 4 or 1: what all of its addresses and bytes are multiples of */
+};
+
+struct job {
+    const struct tile *tiles;
+    const uint32_t *slots;  /* linear number of each block; NULL: 0, 1, 2 ... */
+    const uint32_t *pages;
+    char *linear;           /* of block 0's slice part */
+    uint64_t linear_stride;
+    uint64_t offset;        /* taken off the tiles' offsets: where the part begins in the slice */
+    uint32_t n_blocks, n_tiles;
+    uint32_t to_pages, reserved;
+};
+
+#define UNROLL 8            /* 16-byte loads under way in each lane: TILE_BYTES / 512 */
+
+template <typename T>
+static __device__ __forceinline__ void copy(char *to, const char *from, uint32_t bytes, uint32_t lane)
+{
+    uint32_t n = bytes / sizeof(T);
+
+    for (uint32_t i = lane; i < n; i += 32)
+        __stcs((T *)to + i, __ldcs((const T *)from + i));
+}
+
+static __device__ __forceinline__ void copy16(char *to, const char *from, uint32_t bytes, uint32_t lane)
+{
+    const uint4 *src = (const uint4 *)from + lane;
+    uint4 *dst = (uint4 *)to + lane;
+    uint32_t n = bytes / 16;
+
+    if (n == UNROLL * 32) {
+        uint4 v[UNROLL];
+#pragma unroll
+        for (int i = 0; i < UNROLL; i++)
+            v[i] = __ldcs(src + i * 32);
+#pragma unroll
+        for (int i = 0; i < UNROLL; i++)
+            __stcs(dst + i * 32, v[i]);
+        return;
+    }
+    copy<uint4>(to, from, bytes, lane);
+}
+
+extern "C" __global__ void __launch_bounds__(512) fk_copy_blocks(const struct job j)
+{
+    uint32_t lane = threadIdx.x % 32;
+    uint32_t warp = blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32;
+    uint32_t warps = gridDim.x * (blockDim.x / 32);
+    uint64_t units = (uint64_t)j.n_blocks * j.n_tiles;
+
+    for (uint64_t u = warp; u < units; u += warps) {
+        uint32_t block = (uint32_t)(u / j.n_tiles);
+        const struct tile t = j.tiles[u % j.n_tiles];
+        uint64_t at = j.slots ? j.slots[block] : block;
+        char *page = (char *)(t.base + j.pages[block] * t.stride);
+        char *linear = j.linear + at * j.linear_stride + (t.offset - j.offset);
+        char *to = j.to_pages ? page : linear;
+        const char *from = j.to_pages ? linear : page;
+        if (t.align == 16)
+            copy16(to, from, t.bytes, lane);
+        else if (t.align == 4)
+            copy<uint32_t>(to, from, t.bytes, lane);
+        else
+            copy<uint8_t>(to, from, t.bytes, lane);
+    }
+}

@@ -1,0 +1,362 @@
+/*
+ * gpu_agent.c - a node and the agents of one engine, whose pages are in GPU memory: bytes, layers on a
+ * stream, revoking, a worker killed in the middle, how soon a large pool is used, and the time from a
+ * command to its completion. One GPU for each worker, as many as there are (up to 4).
+ */
+#include <pthread.h>
+#include <signal.h>
+#include <sys/prctl.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
+
+#include "flexkv/flexkv.h"
+#include "gpu_rig.h"
+
+#define TPB 16u
+#define REGIONS 32u
+#define PIECE 65536u
+#define PAGES 256u
+
+struct gpu_node {
+    char address[100];
+    flexkv_node *node;
+    flexkv_space *space;
+    flexkv_namespace *ns;
+};
+
+static void check(int rc)
+{
+    if (rc >= 0)
+        return;
+    fprintf(stderr, "%s\n", flexkv_last_error());
+    exit(1);
+}
+
+static void set(flexkv_config *c, const char *key, const char *value)
+{
+    check(flexkv_config_set(c, key, value));
+}
+
+
+/* Listening; its space is opened when the agents are on their way. */
+static void open_node(struct gpu_node *g, const char *cpu)
+{
+    flexkv_config *c;
+
+    check(flexkv_config_create(&c));
+    set(c, "cpu_cache_gb", cpu);
+    check(flexkv_node_open(c, &g->node));
+    flexkv_config_destroy(c);
+    check(flexkv_node_listen(g->node, g->address));
+}
+
+static void open_space(struct gpu_node *g, uint32_t workers)
+{
+    flexkv_space_desc d = { .struct_bytes = sizeof(d), .name = "default", .tokens_per_block = TPB,
+                            .ranks = workers, .workers = workers, .wait_ms = 60000 };
+
+    check(flexkv_space_open(g->node, &d, &g->space));
+    check(flexkv_namespace_open(g->space, NULL, 0, &g->ns));
+}
+
+static void keys_of(struct gpu_node *g, uint32_t chain, uint32_t n, flexkv_key *keys)
+{
+    uint32_t *tokens = malloc(4ull * n * TPB);
+
+    for (uint32_t i = 0; i < n * TPB; i++)
+        tokens[i] = chain * 1000003u + i;
+    MUST(flexkv_keys_from_tokens(g->ns, NULL, tokens, n * TPB, keys) == n);
+    free(tokens);
+}
+
+static flexkv_completion wait_for(struct gpu_node *g, uint64_t op)
+{
+    flexkv_completion c;
+
+    while (flexkv_poll(g->node, &c, 1, 30000) == 1)
+        if (c.op == op)
+            return c;
+    fprintf(stderr, "an operation did not end\n");
+    exit(1);
+}
+
+static uint64_t put(struct gpu_node *g, uint32_t chain, uint32_t n, uint32_t *pages)
+{
+    flexkv_key keys[PAGES];
+    flexkv_op_args a = { .struct_bytes = sizeof(a), .pages = pages };
+    uint64_t op;
+
+    keys_of(g, chain, n, keys);
+    check(flexkv_put(g->ns, keys, n, 0, &a, &op));
+    return op;
+}
+
+static uint64_t get(struct gpu_node *g, uint32_t chain, uint32_t n, uint32_t *pages, uint32_t flags)
+{
+    flexkv_key keys[PAGES];
+    flexkv_op_args a = { .struct_bytes = sizeof(a), .pages = pages, .flags = flags };
+    flexkv_match_result m;
+    uint64_t op;
+
+    keys_of(g, chain, n, keys);
+    check(flexkv_match(g->ns, keys, n, &m));
+    MUST(m.blocks == n);
+    check(flexkv_get(g->node, m.lease, 0, n, &a, &op));
+    return op;
+}
+
+static flexkv_agent *agent_of(struct gpu_node *g, struct rig *r, uint32_t worker)
+{
+    uint32_t layers[REGIONS];
+    flexkv_agent *agent;
+    flexkv_agent_desc d = { .struct_bytes = sizeof(d), .address = g->address, .worker = worker,
+                            .slice = worker, .replicas = 1, .layer_regions = layers,
+                            .n_layers = REGIONS };
+
+    for (uint32_t i = 0; i < REGIONS; i++)
+        layers[i] = 1;
+    check(flexkv_agent_create(&d, r->regions, r->s.n_regions, &agent));
+    return agent;
+}
+
+static const struct rig_shape shape = { .n_regions = REGIONS, .pages = PAGES, .slots = 1,
+                                        .piece = PIECE, .stride = PIECE };
+
+/* ---- one worker, in this process ---- */
+
+struct one { struct gpu_node g; struct rig r; flexkv_agent *agent; };
+
+static void open_one(struct one *o, const char *cpu)
+{
+    static int number;
+
+    snprintf(o->g.address, sizeof(o->g.address), "ipc://@flexkv-gpu-%d-%d", (int)getpid(), number++);
+    rig_open(&o->r, &shape);
+    rig_fill(&o->r, 1);
+    open_node(&o->g, cpu);
+    o->agent = agent_of(&o->g, &o->r, 0);
+    open_space(&o->g, 1);
+}
+
+static void close_one(struct one *o)
+{
+    flexkv_agent_close(o->agent);
+    flexkv_node_close(o->g.node);
+    rig_close(&o->r);
+}
+
+/* In the image: page `to` of all regions becomes what page `from` of another image was. */
+static void image_page(struct rig *r, const char *was, uint32_t from, uint32_t to)
+{
+    for (uint32_t i = 0; i < REGIONS; i++) {
+        uint64_t at = (uint64_t)i * PAGES * PIECE;
+        memcpy(r->image + at + (uint64_t)to * PIECE, was + at + (uint64_t)from * PIECE, PIECE);
+    }
+}
+
+static void test_bytes(struct one *o, bool layered)
+{
+    uint32_t from[100], to[100];
+    char *was = malloc(o->r.device_bytes);
+
+    for (uint32_t i = 0; i < 100; i++) {
+        from[i] = 2 * i;
+        to[i] = 255 - 2 * i;
+    }
+    rig_fill(&o->r, 10 + layered);
+    memcpy(was, o->r.image, o->r.device_bytes);
+    MUST(wait_for(&o->g, put(&o->g, 10 + layered, 100, from)).blocks_ok == 100);
+    rig_fill(&o->r, 20 + layered);
+    uint64_t op = get(&o->g, 10 + layered, 100, to, layered ? FLEXKV_OP_LAYERWISE : 0);
+    if (layered) {
+        cu_stream stream;
+        MUST(cu->StreamCreateWithPriority(&stream, CU_STREAM_NON_BLOCKING_FLAG, 0) == CU_OK);
+        char *page = malloc(PIECE);
+        for (uint32_t k = 0; k < REGIONS; k++) {    /* as an engine: wait for a layer, then read it */
+            check(flexkv_agent_wait_layer(o->agent, &op, 1, k, stream, 10000));
+            cu_ptr at = o->r.device + ((uint64_t)k * PAGES + to[99]) * PIECE;
+            MUST(cu->MemcpyDtoHAsync(page, at, PIECE, stream) == CU_OK);
+            MUST(cu->StreamSynchronize(stream) == CU_OK);
+            MUST(memcmp(page, was + ((uint64_t)k * PAGES + from[99]) * PIECE, PIECE) == 0);
+        }
+        free(page);
+        cu->StreamDestroy(stream);
+    }
+    flexkv_completion c = wait_for(&o->g, op);
+    MUST(c.status == 0 && c.blocks_ok == 100);
+    for (uint32_t i = 0; i < 100; i++)
+        image_page(&o->r, was, from[i], to[i]);
+    rig_expect_device(&o->r);
+    free(was);
+    printf("bytes%s: ok\n", layered ? " in layers" : "");
+}
+
+/* After a revoke nothing is written, whatever the node goes on to say. */
+static void test_revoke(struct one *o)
+{
+    uint32_t pages[PAGES];
+    int early = 0;
+
+    for (uint32_t i = 0; i < PAGES; i++)
+        pages[i] = i;
+    rig_fill(&o->r, 30);
+    MUST(wait_for(&o->g, put(&o->g, 30, PAGES, pages)).status == 0);
+    for (int i = 0; i < 20; i++) {
+        uint64_t op = get(&o->g, 30, PAGES, pages, 0);
+        uint64_t end = fk_clock_us() + (uint64_t)i * 500;
+        while (fk_clock_us() < end)
+            ;
+        check(flexkv_agent_revoke(o->agent, &op, 1, 5000));
+        rig_fill(&o->r, 40 + (uint64_t)i);
+        flexkv_completion c = wait_for(&o->g, op);
+        early += c.status != 0;
+        rig_expect_device(&o->r);
+    }
+    MUST(early > 0);
+    printf("revoke: ok (%d of 20 halfway)\n", early);
+}
+
+static int by_size(const void *a, const void *b)
+{
+    double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+/* What a scheduler sees: its call, the ring, the agent, the copy, the report, the completion. */
+static void show_latency(struct one *o, unsigned gap_us)
+{
+    double us[201];
+    uint32_t page = 3;
+
+    MUST(wait_for(&o->g, put(&o->g, 50 + gap_us, 1, &page)).status == 0);
+    for (int i = 0; i < 201; i++) {
+        usleep(gap_us);
+        uint64_t start = fk_clock_us();
+        MUST(wait_for(&o->g, get(&o->g, 50 + gap_us, 1, &page, 0)).status == 0);
+        us[i] = (double)(fk_clock_us() - start);
+    }
+    qsort(us, 201, sizeof(*us), by_size);
+    printf("get of one block (2 MiB, 32 pieces), one each %u us, call to completion: median %.0f us, 9th "
+           "decile %.0f us\n", gap_us, us[100], us[180]);
+}
+
+static void show_start(const char *cpu)
+{
+    struct one o;
+    uint32_t page = 1;
+    uint64_t start = fk_clock_us();
+
+    open_one(&o, cpu);
+    MUST(wait_for(&o.g, put(&o.g, 1, 1, &page)).status == 0);
+    printf("pool of %s GiB: start to first block stored %.2f s\n", cpu, (double)(fk_clock_us() - start) / 1e6);
+    close_one(&o);
+}
+
+/* ---- several workers, a process and a GPU each ---- */
+
+static void worker_process(struct gpu_node *g, uint32_t worker, int devices, int ready)
+{
+    struct rig r;
+
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
+    rig_open_device((int)worker % devices);
+    rig_open(&r, &shape);
+    rig_fill(&r, 100 + worker);
+    flexkv_agent *agent = agent_of(g, &r, worker);
+    char *was = malloc(r.device_bytes), byte;
+    memcpy(was, r.image, r.device_bytes);
+    MUST(write(ready, "r", 1) == 1);
+    /* The parent stores pages 0..99, asks for a wipe, loads them into 100..199, asks for a check. */
+    MUST(read(ready, &byte, 1) == 1);
+    rig_fill(&r, 200 + worker);
+    MUST(write(ready, "w", 1) == 1);
+    MUST(read(ready, &byte, 1) == 1);
+    for (uint32_t i = 0; i < 100; i++)
+        image_page(&r, was, i, 100 + i);
+    rig_expect_device(&r);
+    flexkv_agent_close(agent);
+    MUST(write(ready, "k", 1) == 1);
+    _exit(0);
+}
+
+/* For n workers: bytes; then one is killed while it loads. */
+static void test_workers(uint32_t n, int devices)
+{
+    struct gpu_node g;
+    int fd[8][2];
+    pid_t pid[8];
+    uint32_t from[100], to[100];
+    char byte;
+
+    snprintf(g.address, sizeof(g.address), "ipc://@flexkv-gpu-%d-w%u", (int)getpid(), n);
+    for (uint32_t i = 0; i < n; i++) {
+        MUST(socketpair(AF_UNIX, SOCK_STREAM, 0, fd[i]) == 0);
+        pid[i] = fork();
+        if (pid[i] == 0)
+            worker_process(&g, i, devices, fd[i][1]);
+    }
+    open_node(&g, "4");
+    open_space(&g, n);
+    for (uint32_t i = 0; i < n; i++)
+        MUST(read(fd[i][0], &byte, 1) == 1);
+    for (uint32_t i = 0; i < 100; i++) {
+        from[i] = i;
+        to[i] = 100 + i;
+    }
+    MUST(wait_for(&g, put(&g, 1, 100, from)).blocks_ok == 100);
+    for (uint32_t i = 0; i < n; i++)
+        MUST(write(fd[i][0], "w", 1) == 1 && read(fd[i][0], &byte, 1) == 1);
+    uint64_t start = fk_clock_us();
+    MUST(wait_for(&g, get(&g, 1, 100, to, 0)).blocks_ok == 100);
+    double seconds = (double)(fk_clock_us() - start) / 1e6;
+    for (uint32_t i = 0; i < n; i++) {
+        MUST(write(fd[i][0], "c", 1) == 1 && read(fd[i][0], &byte, 1) == 1 && byte == 'k');
+        int status;
+        MUST(waitpid(pid[i], &status, 0) == pid[i] && status == 0);
+        close(fd[i][0]);
+        close(fd[i][1]);
+    }
+    flexkv_node_close(g.node);
+    printf("%u workers on %d GPUs: ok, %.1f GB/s together\n", n, devices,
+           (double)n * 100 * REGIONS * PIECE / seconds / 1e9);
+}
+
+/* Asked in another process: one that has used the driver can't fork workers that do. */
+static void need_device(void)
+{
+    int status = 0;
+    pid_t pid = fork();
+
+    if (pid == 0) {
+        rig_open_device(0);
+        _exit(0);
+    }
+    MUST(waitpid(pid, &status, 0) == pid);
+    if (status)
+        exit(77);
+}
+
+int main(int argc, char **argv)
+{
+    const char *large = argc > 1 ? argv[1] : NULL;
+    int devices = argc > 2 ? atoi(argv[2]) : 1;
+    struct one o;
+
+    need_device();
+    for (uint32_t n = 1; n <= 4; n *= 2)        /* they start before this process has a context */
+        if (n == 1 || devices >= (int)n || n == 2)
+            test_workers(n, devices);
+    rig_open_device(0);
+    open_one(&o, "4");
+    test_bytes(&o, false);
+    test_bytes(&o, true);
+    test_revoke(&o);
+    show_latency(&o, 10);
+    show_latency(&o, 500);
+    show_latency(&o, 5000);
+    close_one(&o);
+    if (large)
+        show_start(large);
+    printf("gpu_agent: passed\n");
+    return 0;
+}

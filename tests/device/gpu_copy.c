@@ -1,0 +1,256 @@
+/*
+ * gpu_copy.c - the cuda copier, byte by byte: layouts, sizes and ways to copy (direct, staged, in
+ * layers), random pages and slots, nothing written outside, both directions at once, stopped halfway.
+ */
+#include <pthread.h>
+
+#include "copy/copier.h"
+#include "gpu_rig.h"
+
+static struct fk_copier *open_copier(struct rig *r)
+{
+    struct fk_copy_pool pool = { .base = r->pool, .bytes = r->pool_bytes, .slot_bytes = r->slot,
+                                 .slice_offset = r->s.before };
+    struct fk_copier *c;
+    char why[200] = "";
+
+    if (fk_copier_create(r->regions, r->s.n_regions, 1, &c, why, sizeof(why))) {
+        fprintf(stderr, "%s\n", why);
+        exit(1);
+    }
+    MUST(strcmp(c->ops->name, "cuda") == 0);
+    MUST(fk_copier_attach(c, &pool) == 0);
+    return c;
+}
+
+static void copy_all(struct fk_copier *c, uint32_t *slots, uint32_t *pages, uint32_t n, bool to_engine,
+                     const struct fk_copy_progress *p)
+{
+    struct fk_copy_blocks b = { .slots = slots, .pages = pages, .n = n, .to_engine = to_engine };
+    _Atomic bool never = false;
+    int status;
+
+    MUST(fk_copier_copy(c, &b, p, &never, &status) == n);
+    MUST(status == 0);
+}
+
+struct layers { struct fk_copier *c; uint32_t seen; };
+
+static void note_layers(void *arg, uint32_t regions, void *event)
+{
+    struct layers *l = arg;
+
+    MUST(event && regions > l->seen);
+    l->seen = regions;
+}
+
+static void expect_borders(const struct rig *r)
+{
+    for (uint32_t s = 0; s < r->s.slots; s++) {
+        const char *slot = r->pool + s * r->slot;
+        for (uint64_t i = 0; i < r->s.before; i++)
+            MUST(slot[i] == 0x55);
+        for (uint64_t i = 0; i < r->s.after; i++)
+            MUST(slot[r->s.before + r->slice + i] == 0x55);
+    }
+}
+
+/* Stores pages, checks slots; fills the device anew; loads into other pages, checks all of it. */
+static void round_trip(struct rig *r, struct fk_copier *c, uint64_t *seed, bool layered)
+{
+    uint32_t n = fk_min(r->s.pages, r->s.slots);
+    uint32_t *slots = malloc(4ull * r->s.slots), *pages = malloc(4ull * r->s.pages);
+    uint32_t ends[512], n_layers = 0;
+    struct layers l = { c, 0 };
+
+    for (uint32_t i = 0; layered && i < r->s.n_regions; i++)
+        if (i % 2 || i + 1 == r->s.n_regions)
+            ends[n_layers++] = i + 1;
+    struct fk_copy_progress p = { note_layers, &l, ends, n_layers };
+
+    rig_shuffle(slots, r->s.slots, seed);
+    rig_shuffle(pages, r->s.pages, seed);
+    rig_fill(r, fk_rng_next(seed));
+    memset(r->pool, 0x55, r->pool_bytes);
+    copy_all(c, slots, pages, n, false, NULL);
+    for (uint32_t i = 0; i < n; i++)
+        MUST(rig_same(r, slots[i], pages[i]));
+    expect_borders(r);
+    rig_expect_device(r);
+
+    rig_shuffle(pages, r->s.pages, seed);
+    rig_fill(r, fk_rng_next(seed));
+    copy_all(c, slots, pages, n, true, layered ? &p : NULL);
+    MUST(!layered || n_layers < 2 || l.seen == r->s.n_regions);
+    for (uint32_t i = 0; i < n; i++)
+        rig_to_image(r, slots[i], pages[i]);
+    rig_expect_device(r);
+    free(slots);
+    free(pages);
+}
+
+static void test_shapes(void)
+{
+    static const struct rig_shape shapes[] = {
+        { .n_regions = 1, .pages = 1, .slots = 1, .piece = 4096, .stride = 4096 },
+        { .n_regions = 32, .pages = 64, .slots = 64, .piece = 65536, .stride = 65536 },
+        { .n_regions = 64, .pages = 96, .slots = 80, .piece = 4096, .stride = 4096, .before = 4096 },
+        { .n_regions = 8, .pages = 50, .slots = 60, .piece = 16384, .stride = 32768, .after = 8192 },
+        { .n_regions = 3, .pages = 40, .slots = 40, .piece = 1000, .stride = 1028, .uneven = true },
+        { .n_regions = 5, .pages = 33, .slots = 37, .piece = 777, .stride = 1001, .before = 13, .skew = 1 },
+        { .n_regions = 2, .pages = 9, .slots = 9, .piece = 5 * 1048576 + 12, .stride = 6 * 1048576 },
+        { .n_regions = 61, .pages = 700, .slots = 700, .piece = 9216, .stride = 9216 },    /* MLA */
+        { .n_regions = 1, .pages = 24, .slots = 20, .piece = 20 * 1048576, .stride = 20 * 1048576 },
+        { .n_regions = 4, .pages = 2000, .slots = 2000, .piece = 64, .stride = 64 },
+        { .n_regions = 7, .pages = 300, .slots = 300, .piece = 4100, .stride = 4104, .uneven = true },
+    };
+    uint64_t seed = 7;
+
+    for (size_t i = 0; i < fk_array_size(shapes); i++) {
+        struct rig r;
+        rig_open(&r, &shapes[i]);
+        struct fk_copier *c = open_copier(&r);
+        struct fk_cuda_copier *cc = (struct fk_cuda_copier *)c;
+        struct fk_cuda_tuning tuned = cc->tuning;
+        for (int way = 0; way < 3; way++) {     /* as tuned, always direct, always staged */
+            cc->tuning = tuned;
+            if (way)
+                cc->tuning.direct_bytes = way == 1 ? UINT64_MAX : 0;
+            round_trip(&r, c, &seed, false);
+            round_trip(&r, c, &seed, true);
+        }
+        fk_copier_detach(c);
+        fk_copier_destroy(c);
+        rig_close(&r);
+    }
+    printf("shapes: ok\n");
+}
+
+/* ---- both directions at once ---- */
+
+struct storing { struct rig *r; struct fk_copier *c; uint32_t *slots, *pages, n; };
+
+static void *store(void *arg)
+{
+    struct storing *s = arg;
+
+    for (int i = 0; i < 20; i++)
+        copy_all(s->c, s->slots, s->pages, s->n, false, NULL);
+    return NULL;
+}
+
+static void test_both_ways(void)
+{
+    static const struct rig_shape shape = { .n_regions = 16, .pages = 128, .slots = 128,
+                                            .piece = 65536, .stride = 65536 };
+    uint32_t slots[128], pages[128];
+    uint64_t seed = 11;
+    pthread_t t;
+    struct rig r;
+
+    rig_open(&r, &shape);
+    struct fk_copier *c = open_copier(&r);
+    rig_shuffle(slots, 128, &seed);
+    rig_shuffle(pages, 128, &seed);
+    rig_fill(&r, 1);
+    for (uint64_t i = 0; i < r.pool_bytes; i++)
+        r.pool[i] = rig_byte(2, i);
+    struct storing s = { &r, c, slots, pages, 64 };
+    MUST(pthread_create(&t, NULL, store, &s) == 0);
+    for (int i = 0; i < 20; i++)
+        copy_all(c, slots + 64, pages + 64, 64, true, NULL);
+    pthread_join(t, NULL);
+    for (int i = 0; i < 64; i++)
+        MUST(rig_same(&r, slots[i], pages[i]));
+    for (int i = 64; i < 128; i++)
+        rig_to_image(&r, slots[i], pages[i]);
+    rig_expect_device(&r);
+    fk_copier_detach(c);
+    fk_copier_destroy(c);
+    rig_close(&r);
+    printf("both ways: ok\n");
+}
+
+/* ---- stopped ---- */
+
+struct stopping { _Atomic bool flag; uint64_t after_us; };
+
+static void *stop(void *arg)
+{
+    struct stopping *s = arg;
+    uint64_t end = fk_clock_us() + s->after_us;
+
+    while (fk_clock_us() < end)
+        ;
+    atomic_store(&s->flag, true);
+    return NULL;
+}
+
+/* What is said to be there is; and when the call is over nothing is written any more. */
+static void test_stopped(void)
+{
+    static const struct rig_shape shape = { .n_regions = 16, .pages = 512, .slots = 512,
+                                            .piece = 65536, .stride = 65536 };
+    uint32_t slots[512], pages[512], some = 0;
+    uint64_t seed = 13;
+    struct rig r;
+
+    rig_open(&r, &shape);
+    struct fk_copier *c = open_copier(&r);
+    rig_fill(&r, 5);
+    for (uint64_t i = 0; i < r.pool_bytes; i += 4096)      /* all of it pinned before it is timed */
+        MUST(fk_pin_ensure(((struct fk_cuda_copier *)c)->pin, r.pool + i, 1));
+    for (int i = 0; i < 40; i++) {
+        struct stopping s = { false, (uint64_t)i * 300 };
+        struct fk_copy_blocks b = { .slots = slots, .pages = pages, .n = 512 };
+        pthread_t t;
+        int status;
+        rig_shuffle(slots, 512, &seed);
+        rig_shuffle(pages, 512, &seed);
+        memset(r.pool, 0, r.pool_bytes);
+        MUST(pthread_create(&t, NULL, stop, &s) == 0);
+        uint32_t ok = fk_copier_copy(c, &b, NULL, &s.flag, &status);
+        pthread_join(t, NULL);
+        MUST(status == 0 && ok <= 512);
+        some += ok > 0 && ok < 512;
+        for (uint32_t k = 0; k < ok; k++)
+            MUST(rig_same(&r, slots[k], pages[k]));
+        memset(r.pool, 0x77, r.pool_bytes);
+        cu->CtxSynchronize();
+        for (uint64_t k = 0; k < r.pool_bytes; k += 512)
+            MUST(r.pool[k] == 0x77);
+    }
+    MUST(some > 0);
+    fk_copier_detach(c);
+    fk_copier_destroy(c);
+    rig_close(&r);
+    printf("stopped: ok (%u halfway)\n", some);
+}
+
+/* ---- memory of different places ---- */
+
+static void test_mixed_memory(void)
+{
+    static char host[4096];
+    cu_ptr p;
+    struct fk_copier *c;
+    char why[300];
+
+    MUST(cu->MemAlloc(&p, 4096) == CU_OK);
+    flexkv_region regions[2] = { { (void *)(uintptr_t)p, 4096, 4096, 1 }, { host, 4096, 4096, 1 } };
+    MUST(fk_copier_create(regions, 2, 1, &c, why, sizeof(why)) == -EINVAL);
+    MUST(strstr(why, "region 1"));
+    cu->MemFree(p);
+    printf("mixed memory: ok\n");
+}
+
+int main(int argc, char **argv)
+{
+    rig_open_device(argc > 1 ? atoi(argv[1]) : 0);
+    test_mixed_memory();
+    test_shapes();
+    test_both_ways();
+    test_stopped();
+    printf("gpu_copy: passed\n");
+    return 0;
+}
