@@ -347,11 +347,15 @@ static int fill_agent(flexkv_agent *a, const flexkv_agent_desc *d, const flexkv_
     return rc ? fk_api_fail(rc, "%s", why) : fill_layers(a, d);
 }
 
-FLEXKV_API int flexkv_agent_create(const flexkv_agent_desc *d, const flexkv_region *regions,
+FLEXKV_API int flexkv_agent_create(const flexkv_agent_desc *desc, const flexkv_region *regions,
                                    size_t n, flexkv_agent **out)
 {
-    if (d->struct_bytes < sizeof(*d) || !d->address)
+    flexkv_agent_desc copy = { 0 }, *d = &copy;
+
+    if (desc->struct_bytes < offsetof(flexkv_agent_desc, layer_regions) ||
+        desc->struct_bytes > sizeof(copy) || !desc->address)
         return fk_api_fail(-EINVAL, "flexkv_agent_desc: struct_bytes or address is not set");
+    memcpy(d, desc, desc->struct_bytes);
     flexkv_agent *a = calloc(1, sizeof(*a));
     if (!a)
         return fk_api_fail(-ENOMEM, "out of memory");

@@ -141,10 +141,16 @@ FLEXKV_API size_t flexkv_keys_from_hashes(const flexkv_namespace *ns, const void
 
 /* ---- operations ---- */
 
-static int check_args(const flexkv_op_args *a)
+/* Programs built with an earlier header have shorter structs; what they lack is 0. */
+static int take_args(const flexkv_op_args *a, flexkv_op_args *out)
 {
-    return a && a->struct_bytes >= sizeof(*a) ? 0
-           : fk_api_fail(-EINVAL, "flexkv_op_args: struct_bytes is not set");
+    *out = (flexkv_op_args){ 0 };
+    if (!a || a->struct_bytes < offsetof(flexkv_op_args, flags) || a->struct_bytes > sizeof(*out))
+        return fk_api_fail(-EINVAL, "flexkv_op_args: struct_bytes is not set");
+    memcpy(out, a, a->struct_bytes);
+    if (out->flags & ~(uint32_t)FLEXKV_OP_LAYERWISE)
+        return fk_api_fail(-EINVAL, "flexkv_op_args: flags 0x%x are not known", out->flags);
+    return 0;
 }
 
 FLEXKV_API int flexkv_match(flexkv_namespace *ns, const flexkv_key *keys, size_t n,
@@ -164,35 +170,38 @@ FLEXKV_API int flexkv_get(flexkv_node *node, uint64_t lease, uint32_t first, uin
                           const flexkv_op_args *args, uint64_t *op)
 {
     uint64_t unused;
-    int rc = check_args(args);
+    flexkv_op_args a;
+    int rc = take_args(args, &a);
 
-    if (!rc && n && !args->pages)
+    if (!rc && n && !a.pages)
         rc = fk_api_fail(-EINVAL, "pages is NULL");
-    return rc ? rc : node->vt->get(node, lease, first, n, args, op ? op : &unused);
+    return rc ? rc : node->vt->get(node, lease, first, n, &a, op ? op : &unused);
 }
 
 FLEXKV_API int flexkv_put(flexkv_namespace *ns, const flexkv_key *keys, uint32_t n, uint32_t first,
                           const flexkv_op_args *args, uint64_t *op)
 {
     uint64_t unused;
-    int rc = check_args(args);
+    flexkv_op_args a;
+    int rc = take_args(args, &a);
 
     if (rc)
         return rc;
     if (first > n)
         return fk_api_fail(-EINVAL, "first %u is beyond the %u keys", first, n);
-    if (n > first && !args->pages)
+    if (n > first && !a.pages)
         return fk_api_fail(-EINVAL, "pages is NULL");
-    return ns->space->node->vt->put(ns, internal_keys(keys), n, first, args, op ? op : &unused);
+    return ns->space->node->vt->put(ns, internal_keys(keys), n, first, &a, op ? op : &unused);
 }
 
 FLEXKV_API int flexkv_prefetch(flexkv_namespace *ns, const flexkv_key *keys, uint32_t n,
                                const flexkv_op_args *args, uint64_t *op)
 {
     uint64_t unused;
-    int rc = check_args(args);
+    flexkv_op_args a;
+    int rc = take_args(args, &a);
 
-    return rc ? rc : ns->space->node->vt->prefetch(ns, internal_keys(keys), n, args,
+    return rc ? rc : ns->space->node->vt->prefetch(ns, internal_keys(keys), n, &a,
                                                    op ? op : &unused);
 }
 

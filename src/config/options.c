@@ -281,7 +281,7 @@ const struct fk_option fk_options[] = {
   ENUM(mla_d2h_mode, "sharded", "sharded|rank_rotate|all_write|rank0_only|layer_parallel"),
   .help = "Who stores KV that all ranks hold alike. sharded is what is done, whatever is said "
           "here: each rank stores a part of the blocks" },
-{ "enable_layerwise_transfer", CATEGORY, PLANNED, BOOL(enable_layerwise_transfer, "0"),
+{ "enable_layerwise_transfer", CATEGORY, BOOL(enable_layerwise_transfer, "0"),
   .help = "Load layer by layer, so that compute starts before the last one has come" },
 { "layerwise_eventfd_socket", CATEGORY, PLANNED, STRING(layerwise_eventfd_socket, ""),
   .help = "Socket over which the layers' eventfds are passed" },

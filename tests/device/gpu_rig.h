@@ -11,12 +11,21 @@
 #include "base/clock.h"
 #include "base/util.h"
 #include "copy/cuda/cuda.h"
+#ifdef FK_FAKE_DRIVER
+#include "fake_driver.h"
+#endif
 
 #define MUST(x) do { if (!(x)) { \
     fprintf(stderr, "%s:%d: failed: %s\n", __FILE__, __LINE__, #x); exit(1); } } while (0)
 
 static const struct fk_cuda *cu;
 
+#ifdef FK_FAKE_DRIVER
+static inline void rig_open_device(int device)
+{
+    cu = &fake_driver;
+}
+#else
 static inline void rig_open_device(int device)
 {
     cu_context context;
@@ -30,6 +39,7 @@ static inline void rig_open_device(int device)
     MUST(cu->DevicePrimaryCtxRetain(&context, device) == CU_OK);
     MUST(cu->CtxSetCurrent(context) == CU_OK);
 }
+#endif
 
 struct rig_shape {
     uint32_t n_regions, pages, slots;

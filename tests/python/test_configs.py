@@ -410,11 +410,11 @@ def test_addresses():
     assert config.gpu_register_port == "ipc:///tmp/x_gpu_register"
 
 
-def test_gpu_tensors_are_refused_clearly():
+def test_other_devices_are_refused_clearly():
     client = KVTPClient("ipc://@nobody", dp_client_id=0, device_id=0)
     tensor = Tensor(0, (2, 5, 16, 4, 8))
-    tensor.device = types.SimpleNamespace(type="cuda")
-    with pytest.raises(NotImplementedError, match="cuda"):
+    tensor.device = types.SimpleNamespace(type="xpu")
+    with pytest.raises(NotImplementedError, match="xpu"):
         client.register_to_server([tensor, tensor], layout_of())
     with pytest.raises(NotImplementedError, match="swa_caches"):
         client.register_to_server([tensor], layout_of(), swa_caches=[tensor])

@@ -89,11 +89,11 @@ class KVTPClient:
                               indexer_buffers, indexer_layout)
         tensors = [tensor for group, _ in groups for tensor in group]
         for tensor in tensors:
-            if tensor.device.type != "cpu":
+            if tensor.device.type == "cpu":
+                share_before_registration(tensor)
+            elif tensor.device.type != "cuda":
                 raise NotImplementedError(
-                    f"the KV cache is on {tensor.device}: this build copies CPU memory only; GPU "
-                    "memory needs the copy backend \"cuda\", which it does not have")
-            share_before_registration(tensor)
+                    f"the KV cache is on {tensor.device}: host memory and CUDA devices can be copied")
         regions = group_regions(groups)
         self.close()
         self._tensors = tensors
