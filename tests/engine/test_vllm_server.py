@@ -22,7 +22,7 @@ from vllm_plans import (Failed, basics, cached, connector, environment, finish, 
                         same_tokens, start, stop, tail)
 from vllm_run import token_ids
 
-from flexkv.integration.vllm.node import find_program
+from flexkv.program import find_program
 
 START = 420
 STOP = 60

@@ -17,7 +17,7 @@ if importlib.util.find_spec("vllm") is None or importlib.util.find_spec("flexkv"
 import tiny_model
 from vllm_sim import BLOCK, VOCAB, Engine, Setup, check_outputs, scenario
 
-from flexkv.integration.vllm.node import find_program
+from flexkv.program import find_program
 from flexkv.integration.vllm.versions import transfer_results
 
 STEPS = int(os.environ.get("FK_SIM_STEPS", "500"))

@@ -36,7 +36,6 @@ from vllm.v1.outputs import DraftTokenIds, KVConnectorOutput, ModelRunnerOutput
 from vllm.v1.request import Request, RequestStatus
 from vllm.v1.structured_output import StructuredOutputManager
 
-from flexkv._flexkv import Agent
 from flexkv.integration.vllm.node import open_node
 from flexkv.integration.vllm.versions import transfer_results
 
@@ -46,7 +45,6 @@ VOCAB = 2000
 NO_TOKEN = VOCAB + 1    # never said
 POISON = 0xA5           # in pages that nobody has computed
 OURS = "flexkv.integration.vllm"
-LAYERWISE = hasattr(Agent, "wait_layer")
 
 
 @dataclass
@@ -82,51 +80,19 @@ class Flight:
 
 
 class LateNode:
-    """Completions are seen a little later, so that a step finds its loads under way. Where the
-    extension can't load layer by layer, a layer is there when all of them are."""
+    """Completions are seen a little later, so that a step finds its loads under way."""
 
     def __init__(self, node: Any) -> None:
         self._node = node
         self._kept: list[Any] = []          # completions that the connector has yet to get
-        self._ended: dict[int, int] = {}
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._node, name)
 
-    def get(self, lease: int, first: int, pages: list[int], layerwise: bool = False) -> int:
-        how = {"layerwise": True} if layerwise and LAYERWISE else {}
-        return self._node.get(lease, first, pages, **how)
-
     def poll(self, most: int, timeout_ms: int) -> list[Any]:
         late, self._kept = self._kept, []
-        self._kept += self._poll(0 if late else timeout_ms)
+        self._kept += self._node.poll(256, 0 if late else timeout_ms)
         return late
-
-    def _poll(self, timeout_ms: int) -> list[Any]:
-        completions = self._node.poll(256, timeout_ms)
-        self._ended.update((c.op, c.status) for c in completions)
-        return completions
-
-    def wait(self, ops: list[int], timeout_ms: int) -> int:
-        end = time.monotonic() + timeout_ms / 1e3
-        while not self._ended.keys() >= set(ops):
-            self._kept += self._poll(20)
-            assert time.monotonic() < end, f"operations {ops} don't end"
-        return min(self._ended[op] for op in ops)
-
-
-class WholeAgent:
-    """For such an extension."""
-
-    def __init__(self, agent: Any, engine: "Engine") -> None:
-        self._agent, self._engine = agent, engine
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._agent, name)
-
-    def wait_layer(self, ops: list[int], layer: int, stream: int, timeout_ms: int) -> int:
-        assert layer < self._engine.setup.layers and stream == 0
-        return self._engine.node.wait(ops, timeout_ms)
 
 
 class Engine:
@@ -190,8 +156,7 @@ class Engine:
                                        kv_cache_groups=groups)
         one = SimpleNamespace(rank_in_group=0, world_size=1)
         with mock.patch("vllm.distributed.parallel_state.get_tp_group", lambda: one), \
-                mock.patch("vllm.distributed.parallel_state.get_pp_group", lambda: one), \
-                mock.patch(f"{OURS}.worker.Agent", self._agent):
+                mock.patch("vllm.distributed.parallel_state.get_pp_group", lambda: one):
             self.worker = KVConnectorFactory.create_connector(
                 self.config, KVConnectorRole.WORKER, self.kv_config)
             kv_transfer_state._KV_CONNECTOR_AGENT = self.worker
@@ -209,12 +174,6 @@ class Engine:
         hasher = get_hash_fn_by_name(self.config.cache_config.prefix_caching_hash_algo)
         kv_cache_utils.init_none_hash(hasher)
         self.hasher = kv_cache_utils.get_request_block_hasher(BLOCK, hasher)
-
-    def _agent(self, *arguments: Any, **more: Any) -> Any:
-        if not self.setup.layerwise or LAYERWISE:
-            return Agent(*arguments, **more)
-        del more["layers"]
-        return WholeAgent(Agent(*arguments, **more), self)
 
     def _open_node(self, *arguments: Any) -> Any:
         self.node = open_node(*arguments)

@@ -5,32 +5,16 @@ It belongs to nobody: a session of its own, and it ends by itself once its last 
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 from flexkv.common.config import GLOBAL_CONFIG_FROM_ENV, CacheConfig, ModelConfig
 from flexkv.common.debug import flexkv_logger
 from flexkv.common.node_config import node_settings
+from flexkv.program import find_program
 
 _IDLE_S = 2                     # how long the daemon outlives its last client
 _SECRETS = {"redis_password": "FLEXKV_REDIS_PASSWORD"}      # never on a command line
-
-
-def _program() -> str:
-    """The flexkv program: beside this Python, else on the path."""
-    beside = Path(sys.executable).with_name("flexkv")
-    if os.access(beside, os.X_OK):
-        return str(beside)
-    found = shutil.which("flexkv")
-    if found is None:
-        raise FileNotFoundError(
-            f"the program flexkv is neither beside {sys.executable} nor on PATH; it comes with "
-            "the Python package. Or start the daemon yourself and set "
-            "FLEXKV_SERVER_LAUNCH_MODE=external")
-    return found
 
 
 class KVServerHandle:
@@ -59,7 +43,7 @@ class KVServer:
             name: value for name, value in os.environ.items() if name.startswith("FLEXKV_")
             or name in ("PATH", "HOME", "LD_LIBRARY_PATH")}
         env.update(child_env or {})
-        command: list[Any] = [_program(), "serve", "--address", address,
+        command: list[Any] = [find_program(), "serve", "--address", address,
                               "--exit-when-idle", str(_IDLE_S)]
         for key, value in node_settings(model_config, cache_config).items():
             if key in _SECRETS:

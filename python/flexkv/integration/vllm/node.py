@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import errno
 import logging
-import os
-import shutil
 import subprocess
-import sys
-import sysconfig
 import time
 from pathlib import Path
 
 from flexkv._flexkv import Config, Error, Node
+from flexkv.program import find_program
 
 from .settings import Settings
 
@@ -98,18 +95,3 @@ def _fate(daemon: int) -> str:
     if _runs(daemon):
         return f"; the one started here (process {daemon}) still runs"
     return f"; the one started here (process {daemon}) has ended, see its message above"
-
-
-def find_program() -> str:
-    """The flexkv program: that of this environment before any other."""
-    for folder in (Path(sys.executable).parent, Path(sysconfig.get_path("scripts"))):
-        program = folder / "flexkv"
-        if os.access(program, os.X_OK):
-            return str(program)
-    program = shutil.which("flexkv")
-    if program:
-        return program
-    raise FileNotFoundError(
-        "the flexkv program is neither beside this Python nor in PATH, so no daemon can be "
-        "started. Install it, or start a daemon elsewhere and set "
-        "FLEXKV_SERVER_LAUNCH_MODE=external")
