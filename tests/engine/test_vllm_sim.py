@@ -17,8 +17,8 @@ if importlib.util.find_spec("vllm") is None or importlib.util.find_spec("flexkv"
 import tiny_model
 from vllm_sim import BLOCK, VOCAB, Engine, Setup, check_outputs, scenario
 
-from flexkv.program import find_program
 from flexkv.integration.vllm.versions import transfer_results
+from flexkv.program import find_program
 
 STEPS = int(os.environ.get("FK_SIM_STEPS", "500"))
 
@@ -164,6 +164,49 @@ def test_failing_ssd(name: str, policy: str, model: Path, tmp_path: Path,
         if failed or setup.kind != "ours":
             return
     raise AssertionError("no load failed: nothing was tested")
+
+
+def asked_again(model: Path, prompts: int, times: int) -> tuple[Engine, list[bool]]:
+    """Prompts that only the SSD has, one after the other: was each loaded?"""
+    engine = Engine(Setup(blocks=100, max_tokens_per_step=512), model)
+    try:
+        texts = [[(i * 31 + k) % VOCAB for k in range(30 * BLOCK)] for i in range(prompts)]
+        asked = {}
+        for text in texts:
+            asked[engine.add(text, 1)] = text
+            engine.drain()
+            end = time.monotonic() + 30
+            while engine.node.stats()["write_backlog_blocks"]:
+                assert time.monotonic() < end, "blocks wait for the SSD for ever"
+                time.sleep(0.02)
+        loaded = []
+        for text in texts[:times]:
+            engine.forget()
+            name = engine.add(text, 1)
+            asked[name] = text
+            engine.drain()
+            loaded.append(engine.cached[name] > 0)
+        check_outputs(engine, asked)
+        return engine, loaded
+    finally:
+        engine.close()
+
+
+@pytest.mark.parametrize("slow", [False, True])
+def test_slow_disk_is_not_waited_for(slow: bool, model: Path, tmp_path: Path,
+                                     monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each read takes half a second, what it brings is computed in much less: once that is known,
+    the prompts are computed."""
+    monkeypatch.setenv("FLEXKV_CPU_CACHE_GB", "1M")
+    monkeypatch.setenv("FLEXKV_SSD_CACHE_GB", "16M")
+    monkeypatch.setenv("FLEXKV_SSD_CACHE_DIR", str(tmp_path / "ssd"))
+    if slow:
+        monkeypatch.setenv("FK_TEST_FAULT", "delay=1,delay_us=500000")
+    engine, loaded = asked_again(model, 16, 7)
+    if slow:
+        assert not any(loaded[4:]), f"loaded: {loaded}"
+    else:
+        assert sum(loaded) > 4, f"loaded: {loaded}"
 
 
 @pytest.fixture
