@@ -57,6 +57,7 @@ struct fk_cuda_lane {
     uint32_t batch_cap;
     double bytes_per_us;                /* lately: how long to sleep */
     double wake_us;                     /* how much longer a sleep takes than asked for */
+    uint32_t slow_chunks;               /* in a row */
     uint64_t crowded_at;                /* when kernels were last seen to wait for the engine's */
 };
 

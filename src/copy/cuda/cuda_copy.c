@@ -18,6 +18,7 @@
 #define FIRST_CHUNK (1 * FK_MIB)
 #define BUS_BYTES_PER_US 40000.0        /* the slowest bus that is not a fault */
 #define CROWDED_TIMES 2u
+#define CROWDED_CHUNKS 3u
 #define CROWDED_US 300u
 #define CROWDED_FOR_US 100000u          /* then kernels are tried again */
 #define LONG_CHUNK (64 * FK_MIB)
@@ -97,12 +98,17 @@ static void learn_rate(struct fk_cuda_lane *l, uint64_t bytes, uint64_t us)
         l->bytes_per_us += 0.2 * ((double)bytes / (double)us - l->bytes_per_us);
 }
 
-/* A kernel's chunk took far longer than the bus needs: the engine's own kernels have the device. */
+/* Kernels' chunks that take far longer than the bus needs, one after the other: the engine's own
+ * kernels have the device. (A single one may have found it asleep.) */
 static void note_crowd(struct run *r, const struct flight *f, uint64_t now)
 {
     uint64_t us = now - fk_max(f->put_us, r->taken_at);
 
-    if (f->kernel && us > CROWDED_US + CROWDED_TIMES * (uint64_t)((double)f->bytes / BUS_BYTES_PER_US))
+    if (!f->kernel)
+        return;
+    if (us <= CROWDED_US + CROWDED_TIMES * (uint64_t)((double)f->bytes / BUS_BYTES_PER_US))
+        r->l->slow_chunks = 0;
+    else if (++r->l->slow_chunks >= CROWDED_CHUNKS)
         r->l->crowded_at = now;
 }
 
