@@ -25,7 +25,7 @@ from flexkv.common.request import KVResponseStatus as Status
 from flexkv.common.storage import KVCacheLayout, KVCacheLayoutType
 from flexkv.kvmanager import KVManager
 from flexkv.server.client import KVTPClient
-from flexkv.server.server import _program
+from flexkv.program import find_program
 
 TOKENS = 16             # per block
 PAGES = 24
@@ -776,7 +776,7 @@ def test_replicas_share_a_daemon(make_engine):
 def test_instances_at_a_daemon_that_someone_else_started(make_engine, monkeypatch, tmp_path):
     monkeypatch.setattr(GLOBAL_CONFIG_FROM_ENV, "server_launch_mode", "external")
     address = new_address()
-    daemon = subprocess.Popen([_program(), "serve", "--address", address, "--set",
+    daemon = subprocess.Popen([find_program(), "serve", "--address", address, "--set",
                                "num_cpu_blocks=64", "--set", "log_level=CRITICAL"])
     try:
         first = make_engine(address=address, model={"instance_num": 2})
