@@ -121,7 +121,7 @@ def _check_source(engine: EngineChild, kind: str, prompts: int) -> None:
     if kind != "ours":
         return
     found = engine.do("metrics", "metrics")["result"]
-    if found.get("loads", 0) < prompts or found.get("ssd_used_blocks", 1) == 0:
+    if found.get("loads", 0) < prompts or not found.get("hit_ssd_tokens", 0):
         raise SystemExit(f"the hits were not from the SSD tier: {found}")
 
 
