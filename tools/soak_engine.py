@@ -108,9 +108,14 @@ class Engine:
         waits for an engine core that was killed for ever, with a connector or without; a user kills it."""
         if self.child.process.stdin is not None:
             self.child.process.stdin.close()
-        if not set(self.pids("EngineCore")) & set(group(self.child.process.pid)):
-            self.child.process.kill()
-        wait_until(lambda: not group(self.child.process.pid), GONE_SECONDS,
+
+        def gone() -> bool:
+            left = group(self.child.process.pid)
+            if left and not set(self.pids("EngineCore")) & set(left):   # a killed worker's core ends a little later
+                self.child.process.kill()
+            return not left
+
+        wait_until(gone, GONE_SECONDS,
                    lambda: f"{self.name}: processes stay: " + ", ".join(
                        f"{pid} {command_of(pid)[:60]}" for pid in group(self.child.process.pid)))
         self.child.kill()
