@@ -20,17 +20,6 @@ struct arena {
     uint64_t block_bytes;
 };
 
-static void shuffle(uint32_t *a, uint32_t n, uint64_t *rng)
-{
-    for (uint32_t i = 0; i < n; i++)
-        a[i] = i;
-    for (uint32_t i = n; i > 1; i--) {
-        uint32_t k = fk_rng_below(rng, i), t = a[i - 1];
-        a[i - 1] = a[k];
-        a[k] = t;
-    }
-}
-
 static double plain_gbs(const struct arena *a, bool to_engine)
 {
     uint64_t start = fk_clock_ns();
@@ -67,8 +56,8 @@ static struct bench_result one(const char *name, struct arena *a, uint64_t block
 
     a->block_bytes = block_bytes;
     a->n = (uint32_t)(BYTES / block_bytes);
-    shuffle(a->slots, a->n, &rng);
-    shuffle(a->order, a->n, &rng);
+    fk_rng_permutation(a->slots, a->n, &rng);
+    fk_rng_permutation(a->order, a->n, &rng);
     plain_gbs(a, false);
     for (int i = 0; i < RUNS; i++) {
         ours[i] = ours_gbs(a, team, i & 1);

@@ -52,17 +52,6 @@ static int open_gpu(struct gpu *g)
     return 0;
 }
 
-static void shuffle(uint32_t *list, uint32_t n, uint64_t seed)
-{
-    for (uint32_t i = 0; i < n; i++)
-        list[i] = i;
-    for (uint32_t i = n; i > 1; i--) {
-        uint32_t k = fk_rng_below(&seed, i), t = list[i - 1];
-        list[i - 1] = list[k];
-        list[k] = t;
-    }
-}
-
 static int open_job(const struct gpu *g, const struct shape *s, struct bench_job *j)
 {
     uint32_t all = (uint32_t)(MAX_BYTES / s->slot);
@@ -75,8 +64,8 @@ static int open_job(const struct gpu *g, const struct shape *s, struct bench_job
     for (uint32_t r = 0; r < j->n_regions; r++)
         j->regions[r] = (flexkv_region){ .base = (char *)(uintptr_t)g->pages + r * (MAX_BYTES / j->n_regions),
                                          .stride = s->piece, .page_bytes = s->piece, .pages = all };
-    shuffle(j->slots, all, 1);
-    shuffle(j->pages, all, 2);
+    fk_rng_permutation(j->slots, all, &(uint64_t){ 1 });
+    fk_rng_permutation(j->pages, all, &(uint64_t){ 2 });
     struct fk_copy_pool pool = { .base = g->pool, .bytes = MAX_BYTES, .slot_bytes = s->slot };
     int rc = fk_copier_create(j->regions, j->n_regions, 1, &j->copier, why, sizeof(why));
     if (!rc)

@@ -490,11 +490,7 @@ FLEXKV_API void flexkv_agent_close(flexkv_agent *a)
 {
     if (!a)
         return;
-    pthread_mutex_lock(&a->lock);
-    for (int lane = 0; lane < 2; lane++)
-        if (a->running_cancel[lane])
-            atomic_store(a->running_cancel[lane], true);
-    pthread_mutex_unlock(&a->lock);
+    fk_agent_cancel_running(a);
     atomic_store(&a->stop, true);
     (void)!write(a->stop_fd, &(uint64_t){ 1 }, sizeof(uint64_t));
     if (!has_ended(a)) {

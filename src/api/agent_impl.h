@@ -80,5 +80,7 @@ struct flexkv_agent {
 
 /* Serves the node that is connected, until it goes, talks nonsense (-EPROTO) or the agent is closed. */
 int fk_agent_serve(flexkv_agent *a);
+/* Tells the copies that are under way to stop. */
+void fk_agent_cancel_running(flexkv_agent *a);
 
 #endif

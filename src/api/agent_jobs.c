@@ -68,6 +68,15 @@ static void end_job(flexkv_agent *a, unsigned lane, struct fk_agent_layered *lay
     pthread_mutex_unlock(&a->lock);
 }
 
+void fk_agent_cancel_running(flexkv_agent *a)
+{
+    pthread_mutex_lock(&a->lock);
+    for (int lane = 0; lane < 2; lane++)
+        if (a->running_cancel[lane])
+            atomic_store(a->running_cancel[lane], true);
+    pthread_mutex_unlock(&a->lock);
+}
+
 struct telling { flexkv_agent *a; struct fk_agent_layered *layered; };
 
 static void tell_layers(void *arg, uint32_t regions, void *event)
@@ -319,11 +328,7 @@ static void stop_second_hand(flexkv_agent *a, pthread_t thread)
 {
     uint64_t count;
 
-    pthread_mutex_lock(&a->lock);       /* nobody wants the rest of its copy */
-    for (int i = 0; i < 2; i++)
-        if (a->running_cancel[i])
-            atomic_store(a->running_cancel[i], true);
-    pthread_mutex_unlock(&a->lock);
+    fk_agent_cancel_running(a);         /* nobody wants the rest of its copy */
     (void)!write(a->hand_fd, &(uint64_t){ 1 }, sizeof(uint64_t));
     pthread_join(thread, NULL);
     (void)!read(a->hand_fd, &count, sizeof(count));

@@ -80,4 +80,16 @@ static inline uint32_t fk_rng_below(uint64_t *state, uint32_t n)
     return (uint32_t)(((fk_rng_next(state) >> 32) * (uint64_t)n) >> 32);
 }
 
+/* 0 .. n - 1 in random order (Fisher-Yates). */
+static inline void fk_rng_permutation(uint32_t *list, uint32_t n, uint64_t *state)
+{
+    for (uint32_t i = 0; i < n; i++)
+        list[i] = i;
+    for (uint32_t i = n; i > 1; i--) {
+        uint32_t k = fk_rng_below(state, i), t = list[i - 1];
+        list[i - 1] = list[k];
+        list[k] = t;
+    }
+}
+
 #endif

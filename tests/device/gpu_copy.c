@@ -86,8 +86,8 @@ static void round_trip(struct rig *r, struct fk_copier *c, uint64_t *seed, bool 
             ends[n_layers++] = i + 1;
     struct fk_copy_progress p = { note_layers, &l, ends, n_layers };
 
-    rig_shuffle(slots, r->s.slots, seed);
-    rig_shuffle(pages, r->s.pages, seed);
+    fk_rng_permutation(slots, r->s.slots, seed);
+    fk_rng_permutation(pages, r->s.pages, seed);
     rig_fill(r, fk_rng_next(seed));
     memset(r->pool, 0x55, r->pool_bytes);
     copy_all(c, slots, pages, n, false, NULL);
@@ -96,7 +96,7 @@ static void round_trip(struct rig *r, struct fk_copier *c, uint64_t *seed, bool 
     expect_borders(r);
     rig_expect_device(r);
 
-    rig_shuffle(pages, r->s.pages, seed);
+    fk_rng_permutation(pages, r->s.pages, seed);
     rig_fill(r, fk_rng_next(seed));
     copy_all(c, slots, pages, n, true, layered ? &p : NULL);
     MUST(!layered || n_layers < 2 || l.seen == r->s.n_regions);
@@ -173,8 +173,8 @@ static void test_both_ways(void)
 
     rig_open(&r, &shape);
     struct fk_copier *c = open_copier(&r);
-    rig_shuffle(slots, 128, &seed);
-    rig_shuffle(pages, 128, &seed);
+    fk_rng_permutation(slots, 128, &seed);
+    fk_rng_permutation(pages, 128, &seed);
     rig_fill(&r, 1);
     for (uint64_t i = 0; i < r.pool_bytes; i++)
         r.pool[i] = rig_byte(2, i);
@@ -228,8 +228,8 @@ static void test_stopped(void)
         struct fk_copy_blocks b = { .slots = slots, .pages = pages, .n = MANY };
         pthread_t t;
         int status;
-        rig_shuffle(slots, MANY, &seed);
-        rig_shuffle(pages, MANY, &seed);
+        fk_rng_permutation(slots, MANY, &seed);
+        fk_rng_permutation(pages, MANY, &seed);
         memset(r.pool, 0, r.pool_bytes);
         MUST(pthread_create(&t, NULL, stop, &s) == 0);
         uint32_t ok = fk_copier_copy(c, &b, NULL, &s.flag, &status);

@@ -143,15 +143,4 @@ static inline void rig_to_image(struct rig *r, uint32_t slot, uint32_t page)
     }
 }
 
-static inline void rig_shuffle(uint32_t *list, uint32_t n, uint64_t *seed)
-{
-    for (uint32_t i = 0; i < n; i++)
-        list[i] = i;
-    for (uint32_t i = n; i > 1; i--) {
-        uint32_t k = fk_rng_below(seed, i), t = list[i - 1];
-        list[i - 1] = list[k];
-        list[k] = t;
-    }
-}
-
 #endif

@@ -41,9 +41,7 @@ static int make_tiles(struct fk_cuda_copier *c)
         for (uint64_t at = 0; at < g->page_bytes; at += FK_CUDA_TILE) {
             uint32_t bytes = (uint32_t)fk_min(g->page_bytes - at, (uint64_t)FK_CUDA_TILE);
             c->tiles[c->n_tiles++] = (struct fk_cuda_tile){
-                .base = base + at, .stride = g->stride, .offset = offset + at, .bytes = bytes,
-                .align = alignment_of((base + at) | g->stride | (offset + at) | bytes),
-            };
+                .base = base + at, .stride = g->stride, .offset = offset + at, .bytes = bytes };
         }
         offset += g->page_bytes;
     }
@@ -52,17 +50,9 @@ static int make_tiles(struct fk_cuda_copier *c)
     return 0;
 }
 
-static cu_result upload_tiles(struct fk_cuda_copier *c)
-{
-    size_t bytes = c->n_tiles * sizeof(*c->tiles);
-    cu_result r = c->cu->MemAlloc(&c->device_tiles, bytes);
-
-    return r ? r : c->cu->MemcpyHtoD(c->device_tiles, c->tiles, bytes);
-}
-
 /* On the linear side a tile begins where the geometry of the space says; or, in the ring, where the
  * pieces of the same part end. */
-static cu_result realign_tiles(struct fk_cuda_copier *c, const struct fk_copy_pool *pool)
+static cu_result write_tiles(struct fk_cuda_copier *c, const struct fk_copy_pool *pool)
 {
     uint64_t linear = (uint64_t)(uintptr_t)pool->base | pool->slot_bytes | pool->slice_offset;
 
@@ -174,7 +164,7 @@ static int cuda_attach(struct fk_copier *base, const struct fk_copy_pool *pool)
     if (!c->tuning.chunk_bytes)
         fk_cuda_tune(c);
     make_rings(c);
-    if (fk_cuda_failed(c, realign_tiles(c, pool), "the page table can't be written"))
+    if (fk_cuda_failed(c, write_tiles(c, pool), "the page table can't be written"))
         return -EIO;
     int rc = fk_pin_open(&pin, &c->pin);
     if (rc)
@@ -234,7 +224,7 @@ static cu_result open_device(struct fk_cuda_copier *c)
         r = cu->ModuleGetFunction(&c->kernel, c->module, "fk_copy_blocks");
     for (int i = 0; !r && i < 2; i++)
         r = lane_open(c, &c->lane[i], i == 1);
-    return r ? r : upload_tiles(c);
+    return r ? r : c->cu->MemAlloc(&c->device_tiles, c->n_tiles * sizeof(*c->tiles));
 }
 
 int fk_cuda_copier_create(const struct fk_cuda *cu, int device, const flexkv_region *regions,

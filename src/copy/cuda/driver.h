@@ -23,12 +23,11 @@ typedef uint64_t cu_ptr;
 
 enum {
     CU_OK = 0, CU_ERROR_OUT_OF_MEMORY = 2, CU_ERROR_NOT_READY = 600,
-    CU_ERROR_ALREADY_REGISTERED = 712,
     CU_STREAM_NON_BLOCKING_FLAG = 1, CU_EVENT_NO_TIMING = 2,
     CU_HOST_REGISTER_PORTABLE = 1, CU_HOST_REGISTER_DEVICE_MAP = 2,
-    CU_HOST_ALLOC_PORTABLE = 1, CU_HOST_ALLOC_DEVICE_MAP = 2,
+    CU_HOST_ALLOC_PORTABLE = 1,
     CU_POINTER_MEMORY_TYPE = 2, CU_POINTER_DEVICE_ORDINAL = 9,
-    CU_MEMORY_HOST = 1, CU_MEMORY_DEVICE = 2,
+    CU_MEMORY_DEVICE = 2,
     CU_DEVICE_MULTIPROCESSORS = 16, CU_DEVICE_CC_MAJOR = 75, CU_DEVICE_CC_MINOR = 76,
     CU_DEVICE_HOST_POINTERS = 91,       /* a registered host pointer is valid on the device */
     CU_DEVICE_NUMA_ID = 134,
@@ -50,7 +49,6 @@ struct fk_cuda {
     cu_result (*GetErrorName)(cu_result, const char **);
     cu_result (*DeviceGet)(cu_device *, int);
     cu_result (*DeviceGetCount)(int *);
-    cu_result (*DeviceGetName)(char *, int, cu_device);
     cu_result (*DeviceGetUuid)(void *, cu_device);
     cu_result (*DeviceGetAttribute)(int *, int, cu_device);
     cu_result (*DevicePrimaryCtxRetain)(cu_context *, cu_device);
@@ -71,7 +69,6 @@ struct fk_cuda {
     cu_result (*EventDestroy)(cu_event);
     cu_result (*EventRecord)(cu_event, cu_stream);
     cu_result (*EventQuery)(cu_event);
-    cu_result (*EventElapsedTime)(float *, cu_event, cu_event);
     cu_result (*MemAlloc)(cu_ptr *, size_t);
     cu_result (*MemFree)(cu_ptr);
     cu_result (*MemHostAlloc)(void **, size_t, unsigned);
@@ -82,7 +79,6 @@ struct fk_cuda {
     cu_result (*MemcpyDtoHAsync)(void *, cu_ptr, size_t, cu_stream);
     cu_result (*MemcpyHtoD)(cu_ptr, const void *, size_t);
     cu_result (*MemcpyDtoH)(void *, cu_ptr, size_t);
-    cu_result (*MemsetD8)(cu_ptr, unsigned char, size_t);
     cu_result (*PointerGetAttributes)(unsigned, int *, void **, cu_ptr);
     cu_result (*ThreadExchangeStreamCaptureMode)(int *);
     /* 12.8 with one argument more than 13.0; both NULL before 12.8. */

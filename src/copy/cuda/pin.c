@@ -176,8 +176,3 @@ uint64_t fk_pin_run(const struct fk_pin *pin, const char *at)
 {
     return pin->chunk_bytes - (uint64_t)(at - pin->p.base) % pin->chunk_bytes;
 }
-
-uint64_t fk_pin_bytes(struct fk_pin *pin)
-{
-    return atomic_load(&pin->done_bytes);
-}

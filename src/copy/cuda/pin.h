@@ -27,6 +27,5 @@ void fk_pin_close(struct fk_pin *pin);
 bool fk_pin_ensure(struct fk_pin *pin, const char *at, uint64_t bytes);
 /* Bytes from the address that one copy may touch: a registration ends there, at the latest. */
 uint64_t fk_pin_run(const struct fk_pin *pin, const char *at);
-uint64_t fk_pin_bytes(struct fk_pin *pin);      /* registered by now */
 
 #endif
