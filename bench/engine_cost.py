@@ -8,8 +8,10 @@ A prompt of TOKENS tokens is new (looked up in vain, computed, stored) or known 
   KVManager   the reference's API: keys from tokens, masks, slot mappings
   vLLM        CPUOffloadingManager, what vLLM's own offloading asks for the same blocks
 
-The node is in this process, or a daemon's. Blocks are small: copies run in another thread and take no part, but
-they share the machine. The put of a full tier evicts as many blocks as it stores.
+All are called in a loop, without a pause. What an engine does between two steps takes 20 ms or so, in which the
+processor's caches forget and the thread sleeps: the rows "after a pause" have such a sleep before each call (plain
+Python takes 1.8 times as long then). The node is in this process, or a daemon's. Blocks are small: copies run in
+another thread and take no part, but they share the machine. The put of a full tier evicts as many blocks as it stores.
 """
 import contextlib
 import ctypes
@@ -72,12 +74,13 @@ def daemon(mode: str, blocks: int) -> Iterator[str | None]:
             process.wait(WAIT_SECONDS)
 
 
-def _wait(what: Callable[[], bool], message: str) -> None:
+def _wait(what: Callable[[], bool], message: str, pause: float = 0.001) -> None:
     end = time.monotonic() + WAIT_SECONDS
     while not what():
         if time.monotonic() > end:
             raise SystemExit(message)
-        time.sleep(0.001)
+        if pause:
+            time.sleep(pause)
 
 
 # ---- the extension module ------------------------------------------------------------------------
@@ -98,10 +101,12 @@ def module(address: str | None, block: int, rounds: int, blocks: int) -> Samples
 # ---- the connectors' scheduler side --------------------------------------------------------------
 
 class Steps:
-    """Plays vLLM's scheduler for one connector object. Stand-ins have what a scheduler's side looks at."""
+    """Plays vLLM's scheduler for one connector object. Stand-ins have what a scheduler's side looks at.
+    pause: seconds that a step takes, in which this thread sleeps."""
 
-    def __init__(self, connector: Any, pages: list[int]) -> None:
+    def __init__(self, connector: Any, pages: list[int], pause: float) -> None:
         self.connector = connector
+        self.pause = pause
         self.blocks = SimpleNamespace(get_block_ids=lambda: (pages,))
         self.state = SimpleNamespace(get_block_ids=lambda _: (pages,))
         self.pages = pages
@@ -141,13 +146,14 @@ class Steps:
         meta = timed(samples, "build", lambda: connector.build_connector_meta(step))
         request.num_computed_tokens = tokens
         output = self.output(meta)
-        time.sleep(STEP_SECONDS)
+        if self.pause:
+            time.sleep(self.pause)
         delayed = timed(samples, "finish", lambda: self.finish(request))
         timed(samples, "update", lambda: connector.update_connector_output(output))
         if not delayed:
             raise SystemExit("the prompt was not stored")
         if name not in (output.finished_sending or ()):
-            _wait(lambda: self.empty_step("finished_sending", name), "a store does not end")
+            _wait(lambda: self.empty_step("finished_sending", name), "a store does not end", self.pause / 20)
 
     def known(self, samples: Samples, name: str, hashes: list[bytes], tokens: int) -> None:
         connector, request = self.connector, self.request(name, hashes, tokens)
@@ -158,7 +164,7 @@ class Steps:
         timed(samples, "match", match, lambda: connector.update_state_after_alloc(request, self.blocks, found[0]))
         if found[0] != tokens:
             raise SystemExit(f"{found[0]} of {tokens} tokens are known")
-        _wait(lambda: self.empty_step("finished_recving", name), "a load does not end")
+        _wait(lambda: self.empty_step("finished_recving", name), "a load does not end", self.pause / 20)
         request.num_computed_tokens = tokens
         connector.update_state_after_alloc(request, self.blocks, 0)
         self.finish(request)
@@ -179,7 +185,7 @@ class Steps:
 
 
 DECODING = 8            # requests in a decode step
-STEP_SECONDS = 0.02     # of a prefill: engines that compute faster than they load are given no hits
+STEP_SECONDS = 0.02     # of an engine, where there is to be a pause
 WARM_UP = 20            # rounds
 
 
@@ -212,7 +218,20 @@ def agent(config: Any, pages: int, cache: Any) -> tuple[Any, Any]:
                         space=name, instance=str(config.kv_transfer_config.engine_id)), memory
 
 
-def connector(kind: str, address: str | None, block: int, rounds: int, blocks: int, models: Path) -> Samples:
+@contextlib.contextmanager
+def no_rate() -> Iterator[None]:
+    """Nothing is computed here, so its speed is not measured: a node declines hits of an engine that computes
+    faster than it can load."""
+    from flexkv.integration.vllm.rate import PrefillRate
+    step, PrefillRate.step = PrefillRate.step, lambda *_: None
+    try:
+        yield
+    finally:
+        PrefillRate.step = step
+
+
+def connector(kind: str, address: str | None, block: int, rounds: int, blocks: int, models: Path,
+              pause: float = 0) -> Samples:
     from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorRole
     if kind == "ours":
         from flexkv.integration.vllm.connector import FlexKVConnectorV1
@@ -225,14 +244,16 @@ def connector(kind: str, address: str | None, block: int, rounds: int, blocks: i
     with settings(**env):
         config, cache = vllm_config(kind, models, block)
         worker, _memory = agent(config, cache.num_blocks, None if kind == "upstream" else cache)
-        steps = Steps(FlexKVConnectorV1(config, KVConnectorRole.SCHEDULER, cache), list(range(1, TOKENS // block + 1)))
+        steps = Steps(FlexKVConnectorV1(config, KVConnectorRole.SCHEDULER, cache), list(range(1, TOKENS // block + 1)),
+                      pause)
     rng, samples = random.Random(block), {}
     try:
-        for i in range(-WARM_UP, rounds):
-            hashes = [rng.randbytes(32) for _ in range(TOKENS // block)]
-            kept: Samples = samples if i >= 0 else {}
-            steps.new(kept, f"new-{i}", hashes, TOKENS)
-            steps.known(kept, f"known-{i}", hashes, TOKENS)
+        with no_rate():
+            for i in range(-WARM_UP, rounds):
+                hashes = [rng.randbytes(32) for _ in range(TOKENS // block)]
+                kept: Samples = samples if i >= 0 else {}
+                steps.new(kept, f"new-{i}", hashes, TOKENS)
+                steps.known(kept, f"known-{i}", hashes, TOKENS)
         steps.decode(samples, rounds)
     finally:
         steps.connector.shutdown()
@@ -348,6 +369,9 @@ def _run_block(block: int, rounds: int, models: Path) -> None:
                 ("KVManager", lambda a, b: kv_manager(a, block, rounds, b))):
             with daemon(mode, roomy) as address:
                 rows.append(_row(f"{title}, {mode}", measure(address, roomy), BARS[mode]))
+        with daemon(mode, roomy) as address:
+            rows.append(_row(f"FlexKV's connector, {mode}, after a pause",
+                             connector("ours", address, block, rounds // 3, roomy, models, STEP_SECONDS), None))
     with daemon("embedded", full):
         rows.append(_row("FlexKV's connector, embedded, full tier",
                          connector("ours", None, block, rounds, full, models), BARS["embedded"]))

@@ -14,6 +14,7 @@
 #include "api/agent_impl.h"
 #include "base/clock.h"
 #include "base/log.h"
+#include "base/thread.h"
 
 #define RETRY_MIN_MS 20
 #define RETRY_MAX_MS 250
@@ -222,6 +223,7 @@ static void *agent_main(void *arg)
     int pause = RETRY_MIN_MS;
     uint64_t since = fk_clock_us();
 
+    fk_thread_stand_back();
     while (!atomic_load(&a->stop)) {
         int rc = connect_node(a);
         if (rc == 1) {

@@ -6,6 +6,7 @@
 
 #include "api/node_impl.h"
 #include "base/clock.h"
+#include "base/thread.h"
 
 /* With the lock: a job of any worker in this process. */
 static struct fk_job *next_job(struct fk_node *node, struct fk_instance **instance, uint32_t *worker)
@@ -39,6 +40,7 @@ static void *agent_main(void *arg)
 {
     struct fk_node *node = arg;
 
+    fk_thread_stand_back();
     pthread_mutex_lock(&node->lock);
     for (;;) {
         struct fk_instance *in;

@@ -3,6 +3,7 @@
  * lost, and the thread that looks for the daemon again. See client_impl.h, client.c.
  */
 #include <poll.h>
+#include <sched.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/socket.h>
@@ -14,6 +15,8 @@
 
 #define RETRY_MIN_MS 50
 #define RETRY_MAX_MS 500
+#define ANSWER_SPIN_US 60u               /* an answer is waited for awake for so long, */
+#define AWAKE_US 1000u                  /* if the daemon was heard of within that time: it is awake too */
 #define WATCH_MS 1000                   /* how long a daemon with operations under way may be silent */
 #define DOWN_FLAGS FLEXKV_COMPLETION_PAGES_BUSY
 
@@ -147,6 +150,7 @@ bool fk_client_drain(struct client *c)
             return true;
         }
         any = c->heard = true;
+        c->heard_us = fk_clock_us();
         while ((rc = fk_msg_next(&c->in, &msg, &payload)) == 1) {
             if (msg.type == FK_WIRE_COMPLETIONS)
                 take_completion(c, payload, msg.bytes);
@@ -182,9 +186,14 @@ int fk_client_send_request(struct client *c, uint32_t type, const struct iovec *
     return fk_client_not_connected(c);
 }
 
-/* Reads until the call is answered; without the lock while it waits. */
+/* Reads until the call is answered; without the lock while it waits. In a burst of calls the answer comes
+ * sooner than this thread falls asleep and wakes up. After a pause it is the daemon that must wake up,
+ * which it does sooner on a processor that sleeps. */
 static void wait_for(struct client *c, struct client_call *call, uint64_t deadline_us)
 {
+    uint64_t start = fk_clock_us();
+    uint64_t spin_until = start + (start - c->heard_us < AWAKE_US ? ANSWER_SPIN_US : 0);
+
     while (!call->done) {
         if (fk_client_drain(c) && call->done)
             break;
@@ -197,6 +206,11 @@ static void wait_for(struct client *c, struct client_call *call, uint64_t deadli
         }
         bool others = c->calls != call || call->next || c->completed.len > c->taken;
         pthread_mutex_unlock(&c->lock);
+        if (now < spin_until) {
+            sched_yield();      /* the daemon may have been woken up on this very processor */
+            pthread_mutex_lock(&c->lock);
+            continue;
+        }
         /* Others may have read the answer: their sign is event_fd; if it is set for another reason,
          * a short sleep keeps this from spinning. */
         (void)poll(p, others ? 1 : 2, others ? 1 : (int)fk_min((deadline_us - now + 999) / 1000,

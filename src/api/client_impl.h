@@ -65,6 +65,7 @@ struct client {
     pthread_t thread;
     bool has_thread, stop, up;
     bool heard;                     /* something has arrived since the thread's last look */
+    uint64_t heard_us;              /* when it last did */
     bool reopening;                 /* up, but the spaces are not open again yet */
     int fd, event_fd, epoll_fd;
     int wake_fd;                    /* for the thread: stop, or the connection changed */

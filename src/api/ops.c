@@ -5,9 +5,6 @@
 #include "api/peer.h"
 #include "base/clock.h"
 
-#define POLL_SPIN_US 150u
-#define POLL_PAUSE_US 2u
-
 /* ---- match ---- */
 
 int fk_local_match(flexkv_namespace *pub, const struct fk_key *keys, uint32_t n,
@@ -185,14 +182,6 @@ int fk_node_take_completions(struct fk_node *node, flexkv_completion *out, int m
     return take_completions(node, out, max, &busy);
 }
 
-static void pause_us(unsigned us)
-{
-    uint64_t end = fk_clock_us() + us;
-
-    while (fk_clock_us() < end)
-        ;
-}
-
 /* A small copy takes less time than two threads' waking up: who waits looks on for a while. */
 static int local_poll(flexkv_node *pub, flexkv_completion *out, int max, int timeout_ms)
 {
@@ -205,8 +194,8 @@ static int local_poll(flexkv_node *pub, flexkv_completion *out, int max, int tim
         uint64_t now = fk_clock_us();
         if (n || timeout_ms == 0 || (timeout_ms > 0 && now >= end))
             return n;
-        if (busy && now - start < POLL_SPIN_US) {
-            pause_us(POLL_PAUSE_US);
+        if (busy && now - start < FK_SPIN_US) {
+            fk_pause_us(FK_SPIN_PAUSE_US);
             continue;
         }
         struct pollfd p = { .fd = node->event_fd, .events = POLLIN };

@@ -16,6 +16,7 @@
 #include "api/peer.h"
 #include "base/clock.h"
 #include "base/log.h"
+#include "base/thread.h"
 
 #define EVENTS 64
 #define HELLO_TIMEOUT_US 5000000u       /* who says nothing for so long is sent away */
@@ -340,6 +341,8 @@ static void *server_main(void *arg)
     struct fk_server *sv = arg;
     struct epoll_event events[EVENTS];
 
+    if (!sv->clients)       /* clients wait for an answer; an engine's own scheduler goes on */
+        fk_thread_stand_back();
     while (!atomic_load(&sv->stop)) {
         int n = epoll_wait(sv->epoll_fd, events, EVENTS, TURN_MS);
         for (int i = 0; i < n; i++) {

@@ -27,4 +27,17 @@ static inline uint64_t fk_clock_process_cpu_ns(void)
     return (uint64_t)ts.tv_sec * 1000000000u + (uint64_t)ts.tv_nsec;
 }
 
+/* An answer that takes less time than falling asleep and waking up is waited for awake: for so long, looking
+ * every so often. */
+#define FK_SPIN_US 150u
+#define FK_SPIN_PAUSE_US 2u
+
+static inline void fk_pause_us(unsigned us)
+{
+    uint64_t end = fk_clock_us() + us;
+
+    while (fk_clock_us() < end)
+        ;
+}
+
 #endif

@@ -154,7 +154,7 @@ class Loads:
                 load.waiting.append(part)
             else:
                 self._drop_lease(lease)
-        load.blocked = self._stores.stop_overtaken([p for w in load.waiting for p in w.pages])
+        load.blocked = self._stores.stop_overtaken(load.waiting)
         if self._guarded:
             load.after = self._computing
         self._launch_if_free(load)

@@ -18,7 +18,7 @@ from typing import Any
 from flexkv._flexkv import Error
 
 from .context import Context
-from .requests import Chain, Put, Request
+from .requests import Chain, Part, Put, Request
 
 SHORT_PUTS = 3          # after so many that stored less than was asked, a request stores no more
 Tables = tuple[list[int], ...]
@@ -128,7 +128,7 @@ class Stores:
         if chain.space.group.partial:
             skip = self._left_behind(pages)
             first, pages = first + skip, pages[skip:]
-        if len(pages) < blocks - first or self._c.null_page in pages:
+        if len(pages) < blocks - first or self._has_null(chain, pages):
             chain.closed = True
             return
         if not pages:
@@ -145,6 +145,11 @@ class Stores:
                                     self._hold(pages) if chain.space.group.partial else None)
         if put.held is None:
             request.puts[op] = put
+
+    def _has_null(self, chain: Chain, pages: list[int]) -> bool:
+        """Blocks that hold nothing. They come in gaps where attention is partial; full attention has
+        none, and of it the first block is looked at, as that would be where they begin."""
+        return self._c.null_page in (pages if chain.space.group.partial else pages[:1])
 
     def _left_behind(self, pages: list[int]) -> int:
         """Leading blocks that were out of the window before they could be stored: known to the
@@ -202,14 +207,14 @@ class Stores:
             self._cancel(op)
         return ops
 
-    def stop_overtaken(self, pages: list[int]) -> set[int]:
-        """The puts that still read one of the pages, cancelled. It happens when requests were
+    def stop_overtaken(self, parts: list[Part]) -> set[int]:
+        """The puts that still read pages of these loads, cancelled. It happens when requests were
         preempted between two steps and their blocks are loaded into at once."""
         overtaken = [put for put in self._by_op.values() if put.held is None
                      and put.preemptions != put.request.engine.num_preemptions]
         if not overtaken:
             return set()
-        wanted = set(pages)
+        wanted = {page for part in parts for page in part.pages}
         ops = {put.op for put in overtaken if not wanted.isdisjoint(put.pages)}
         for op in ops:
             self._cancel(op)
