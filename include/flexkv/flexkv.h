@@ -164,6 +164,12 @@ FLEXKV_API int flexkv_space_open(flexkv_node *node, const flexkv_space_desc *des
  */
 FLEXKV_API int flexkv_namespace_open(flexkv_space *space, const char *const *parts,
                                      size_t n_parts, flexkv_namespace **out);
+/*
+ * How routers know the namespace: what its blocks' events carry (NULL or "": none; 255 bytes each at
+ * most). For blocks put from now on. -EINVAL.
+ */
+FLEXKV_API int flexkv_namespace_label(flexkv_namespace *ns, const char *lora_name,
+                                      const char *cache_salt);
 
 /* ---- engine memory --------------------------------------------------------------------- */
 typedef struct flexkv_region {
@@ -283,6 +289,11 @@ typedef struct flexkv_op_args {
     int8_t *results;              /* optional, one per block: 0 or -errno; written before the
                                      completion is returned; the caller's until then */
     uint32_t flags;               /* enum flexkv_op_flags */
+    /* Of a put, for KV events: what the engine and its router call the blocks first .. n-1. NULL: the
+     * blocks make no events. Not looked at where enable_kv_events is off. */
+    const uint64_t *event_hashes; /* one per block; 0: no events of this one */
+    const uint32_t *event_tokens; /* tokens_per_block per block */
+    uint64_t event_parent;        /* hash of block first-1; means nothing if first is 0 */
 } flexkv_op_args;
 
 /* A get that agents carry out layer by layer, of all blocks each, so that the engine can begin with
@@ -343,6 +354,42 @@ FLEXKV_API int flexkv_poll(flexkv_node *node, flexkv_completion *out, int max, i
  * -ETIMEDOUT: they could not be marked in time, here all is dropped nevertheless. */
 FLEXKV_API int flexkv_reset(flexkv_node *node);
 
+/* ---- KV events --------------------------------------------------------------------------
+ * What a router that knows blocks by the engine's hashes has to be told: which blocks are where. With
+ * the option enable_kv_events, for blocks whose put named them (flexkv_op_args).
+ *
+ * A subscription first announces all that is there, then what changes: a block is STORED in a medium
+ * after its bytes are in place and REMOVED before its room is used again, in turns, each exactly once
+ * per subscription, also when the subscriber was too slow or the daemon was started anew in between.
+ */
+typedef struct flexkv_events flexkv_events;
+enum flexkv_medium { FLEXKV_MEDIUM_CPU = 1, FLEXKV_MEDIUM_STORAGE = 2, FLEXKV_MEDIUM_EXTERNAL = 3 };
+enum flexkv_event_kind { FLEXKV_EVENT_STORED = 1, FLEXKV_EVENT_REMOVED = 2 };
+
+typedef struct flexkv_event {
+    uint8_t kind, medium;         /* the enums above */
+    uint8_t root;                 /* no parent: the first block of a prompt. STORED only */
+    uint32_t n_tokens;            /* tokens_per_block; REMOVED: 0 */
+    uint64_t hash, parent;        /* parent: STORED only */
+    const uint32_t *tokens;       /* STORED only; like the texts valid until the next call on the
+                                     subscription */
+    const char *lora_name, *cache_salt;     /* NULL: none */
+} flexkv_event;
+
+/* space NULL: all spaces of the node, those too that are opened later. To be closed before the node.
+ * -EOPNOTSUPP: enable_kv_events is off. */
+FLEXKV_API int flexkv_events_open(flexkv_node *node, flexkv_space *space, flexkv_events **out);
+/* The next events, max at most; returns how many, 0: nothing for now. Does not wait.
+ * -ENOTCONN: the node is closed. */
+FLEXKV_API int flexkv_events_take(flexkv_events *events, flexkv_event *out, size_t max);
+/* Readable when there may be something to take; until take has returned 0. Belongs to the
+ * subscription. */
+FLEXKV_API int flexkv_events_fd(flexkv_events *events);
+/* The receiver has forgotten everything: what is there is announced anew; nothing is taken back. */
+FLEXKV_API int flexkv_events_again(flexkv_events *events);
+/* Accepts NULL. */
+FLEXKV_API void flexkv_events_close(flexkv_events *events);
+
 /* ---- statistics --------------------------------------------------------------------------- */
 typedef struct flexkv_tier_stats {
     uint64_t slots, free_slots;   /* blocks */
@@ -363,6 +410,8 @@ typedef struct flexkv_stats {
     uint64_t write_backlog_blocks; /* waiting for, or being written to, SSD now */
     flexkv_tier_stats cpu, ssd;
     uint64_t declined_blocks;     /* known, but computing them is faster */
+    uint64_t events, events_taken; /* KV events that happened; that all subscribers took */
+    uint64_t event_resyncs;       /* subscribers that had fallen behind and looked anew */
 } flexkv_stats;
 
 /* Counters since open. Sums over all spaces. */

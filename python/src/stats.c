@@ -19,7 +19,8 @@ static const struct counter node_counters[] = {
     NODE(matches), NODE(match_blocks), NODE(miss_blocks), NODE(gets), NODE(puts), NODE(prefetches),
     NODE(cancelled), NODE(timeouts), NODE(get_blocks), NODE(get_failed_blocks), NODE(put_blocks),
     NODE(put_dropped_blocks), NODE(blocks), NODE(index_bytes), NODE(leases), NODE(operations),
-    NODE(write_backlog_blocks), NODE(declined_blocks), { 0 },
+    NODE(write_backlog_blocks), NODE(declined_blocks), NODE(events), NODE(events_taken),
+    NODE(event_resyncs), { 0 },
 };
 
 /* Takes the reference to value, which may be NULL. */

@@ -4,6 +4,7 @@
 #include <stdio.h>
 
 #include "api/handle.h"
+#include "events/labels.h"
 
 _Static_assert(sizeof(flexkv_key) == sizeof(struct fk_key), "one key type");
 #define internal_keys(k) ((const struct fk_key *)(const void *)(k))
@@ -96,6 +97,16 @@ FLEXKV_API int flexkv_namespace_open(flexkv_space *s, const char *const *parts, 
                                      flexkv_namespace **out)
 {
     return s->node->vt->namespace_open(s, parts, n_parts, out);
+}
+
+FLEXKV_API int flexkv_namespace_label(flexkv_namespace *ns, const char *lora_name,
+                                      const char *cache_salt)
+{
+    if ((lora_name && strlen(lora_name) > FK_LABEL_TEXT_MAX) ||
+        (cache_salt && strlen(cache_salt) > FK_LABEL_TEXT_MAX))
+        return fk_api_fail(-EINVAL, "LoRA name and cache salt may have %d bytes at most",
+                           FK_LABEL_TEXT_MAX);
+    return ns->space->node->vt->namespace_label(ns, lora_name, cache_salt);
 }
 
 FLEXKV_API int flexkv_space_set_compute_rate(flexkv_space *space, double tokens_per_second)
@@ -191,6 +202,8 @@ FLEXKV_API int flexkv_put(flexkv_namespace *ns, const flexkv_key *keys, uint32_t
         return fk_api_fail(-EINVAL, "first %u is beyond the %u keys", first, n);
     if (n > first && !a.pages)
         return fk_api_fail(-EINVAL, "pages is NULL");
+    if (a.event_hashes && !a.event_tokens)
+        return fk_api_fail(-EINVAL, "event_hashes without event_tokens");
     return ns->space->node->vt->put(ns, internal_keys(keys), n, first, &a, op ? op : &unused);
 }
 

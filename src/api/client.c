@@ -410,6 +410,17 @@ static int client_status(flexkv_node *node, char **json)
     return rc;
 }
 
+static int client_namespace_label(flexkv_namespace *ns, const char *lora_name,
+                                  const char *cache_salt)
+{
+    return 0;                           /* a daemon makes no events yet */
+}
+
+static int client_events_open(flexkv_node *node, flexkv_space *space, flexkv_events **out)
+{
+    return fk_api_fail(-EOPNOTSUPP, "KV events of a daemon's node are not available yet");
+}
+
 static int client_fd(flexkv_node *node)
 {
     return client_of(node)->epoll_fd;
@@ -465,6 +476,7 @@ static const struct fk_node_vt client_vt = {
     .set_compute_rate = client_set_compute_rate, .match = client_match,
     .release = client_release, .get = client_get, .put = client_put, .prefetch = client_prefetch,
     .cancel = client_cancel, .poll = client_poll, .reset = client_reset, .stats = client_stats,
+    .namespace_label = client_namespace_label, .events_open = client_events_open,
 };
 
 static int read_config(struct client *c, const flexkv_config *given)

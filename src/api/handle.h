@@ -23,6 +23,7 @@ struct fk_node_vt {
     int (*space_open)(flexkv_node *node, const flexkv_space_desc *desc, flexkv_space **out);
     int (*namespace_open)(flexkv_space *space, const char *const *parts, size_t n_parts,
                           flexkv_namespace **out);
+    int (*namespace_label)(flexkv_namespace *ns, const char *lora_name, const char *cache_salt);
     int (*regions_register)(flexkv_space *space, uint32_t rank, const flexkv_region *regions,
                             size_t n);
     int (*regions_unregister)(flexkv_space *space, uint32_t rank);
@@ -41,6 +42,7 @@ struct fk_node_vt {
     int (*reset)(flexkv_node *node);
     int (*stats)(flexkv_node *node, flexkv_stats *out);
     int (*status)(flexkv_node *node, char **json);
+    int (*events_open)(flexkv_node *node, flexkv_space *space, flexkv_events **out);
 };
 
 struct flexkv_node {

@@ -242,6 +242,8 @@ static uint32_t take_turn(struct fk_node *node, struct batch *b, uint32_t n_befo
     uint64_t wakeup = fk_core_next_wakeup(node->core);
     note_read_rates(node, now);
     node->io_sleeps_until = fk_min(wakeup, now + MAX_SLEEP_US);
+    if (node->events)
+        fk_node_events_drain(node);
     pthread_mutex_unlock(&node->lock);
 
     submit(node, b, n, now);

@@ -13,6 +13,9 @@
 void fk_node_unlock(struct fk_node *node)
 {
     struct fk_core_work work = fk_core_work(node->core);
+
+    if (work.events)
+        fk_node_events_drain(node);
     bool post = work.completions && !node->event_set;
     bool wake_io = work.ssd || fk_core_next_wakeup(node->core) < node->io_sleeps_until;
 
@@ -50,6 +53,7 @@ static struct fk_core_params core_params(const struct fk_settings *set)
         .op_timeout_us = (uint64_t)set->op_timeout_ms * 1000,
         .lease_timeout_us = (uint64_t)set->lease_timeout_ms * 1000,
         .cancel_grace_us = CANCEL_GRACE_US,
+        .events = set->enable_kv_events,
         .seed = fk_clock_ns() | 1,
     };
 }
@@ -132,6 +136,8 @@ static void free_node(struct fk_node *node)
     if (node->event_fd >= 0)
         close(node->event_fd);
     fk_vec_free(&node->groups);
+    if (node->events)
+        fk_node_events_destroy(node);
     flexkv_config_destroy(node->config);
     free(node);
 }
@@ -156,6 +162,8 @@ FLEXKV_API int flexkv_node_open(const flexkv_config *config, flexkv_node **out)
         if (rc)
             fk_api_fail(rc, "out of memory");
     }
+    if (!rc && node->set->enable_kv_events)
+        rc = fk_node_events_create(node);
     if (!rc)
         rc = open_engine(node);
     if (!rc)

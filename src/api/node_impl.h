@@ -45,6 +45,7 @@ struct fk_space {                   /* one KV geometry and its share of the tier
     uint32_t cpu_slots, ssd_slots;
     uint64_t pool_registered;       /* bytes that the engine knows; under io_lock */
     struct fk_ssd *ssd;             /* NULL: none */
+    struct fk_names *names;         /* what routers call the blocks; NULL: events are off */
     uint32_t dirs_out;              /* as last told to the core */
     struct fk_rates {               /* what moving and computing take; see rates.c */
         double copy_us, ssd_us, compute_us;     /* per block; 0: not known */
@@ -83,6 +84,7 @@ struct fk_namespace {
     struct fk_namespace *next;
     char *name;                     /* all parts, length-prefixed */
     uint32_t group;
+    uint32_t label;                 /* number, for its blocks' events; under the node's lock */
 };
 
 /* A quota group of a space, and the namespace it was configured for. */
@@ -125,6 +127,7 @@ struct fk_node {
     struct fk_server *server;       /* NULL: does not listen */
     struct fk_link *links;          /* agents of other processes */
     uint32_t cancels_told;          /* see fk_core_work */
+    struct fk_node_events *events;  /* NULL: off */
 };
 
 #define fk_local_node(pub_) ((struct fk_node *)(pub_))
@@ -211,6 +214,20 @@ void fk_links_cancel(struct fk_node *node);
 void fk_server_stop(struct fk_node *node);
 /* Something for the server's thread to do: an instance waits for its agents, or has ended. */
 void fk_server_wake(struct fk_node *node);
+
+/* events.c; with the lock, and only where node->events is there: */
+int fk_node_events_create(struct fk_node *node);
+void fk_node_events_destroy(struct fk_node *node);
+/* What the core has told goes into the journal, under the names that the slots have now. */
+void fk_node_events_drain(struct fk_node *node);
+/* Room for the slots that a put of n blocks gets; NULL: no memory. */
+uint32_t *fk_node_events_slots(struct fk_node *node, uint32_t n);
+/* The put's blocks have got these slots: they get their names. */
+void fk_node_events_name(struct fk_namespace *ns, const flexkv_op_args *args, uint32_t first,
+                         const uint32_t *slots, uint32_t n);
+void fk_node_events_stats(struct fk_node *node, flexkv_stats *out);
+int fk_local_namespace_label(flexkv_namespace *ns, const char *lora_name, const char *cache_salt);
+int fk_local_events_open(flexkv_node *node, flexkv_space *space, flexkv_events **out);
 
 /* status.c */
 int fk_node_status_json(struct fk_node *node, char **json);

@@ -98,8 +98,12 @@ int fk_node_put(struct fk_namespace *ns, const struct fk_key *keys, uint32_t n, 
 
     pthread_mutex_lock(&node->lock);
     int rc = check_pages(in, args->pages, n - first);
+    if (!rc && node->events && !(a.slots = fk_node_events_slots(node, n - first)))
+        rc = fk_api_fail(-ENOMEM, "out of memory");
     if (!rc && (rc = fk_core_put(node->core, in->id, ns->group, keys, n, first, &a, now, op)))
         fk_api_fail(rc, "out of memory");
+    if (!rc && node->events)
+        fk_node_events_name(ns, args, first, a.slots, n - first);
     fk_node_unlock(node);
     return rc;
 }
@@ -211,6 +215,8 @@ int fk_local_stats(flexkv_node *pub, flexkv_stats *out)
 
     pthread_mutex_lock(&node->lock);
     fk_core_get_stats(node->core, out);
+    if (node->events)
+        fk_node_events_stats(node, out);
     fk_node_unlock(node);
     out->cpu.bytes_read = atomic_load(&node->bytes_to_engine);
     out->cpu.bytes_written = atomic_load(&node->bytes_from_engine);
@@ -257,5 +263,6 @@ const struct fk_node_vt fk_local_vt = {
     .set_compute_rate = fk_local_set_compute_rate, .match = fk_local_match,
     .release = fk_local_release, .get = local_get, .put = local_put, .prefetch = local_prefetch,
     .cancel = fk_local_cancel, .poll = local_poll, .reset = fk_local_reset,
-    .stats = fk_local_stats,
+    .stats = fk_local_stats, .namespace_label = fk_local_namespace_label,
+    .events_open = fk_local_events_open,
 };

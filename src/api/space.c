@@ -7,6 +7,7 @@
 
 #include "api/node_impl.h"
 #include "base/clock.h"
+#include "events/names.h"
 
 #define SLOT_ALIGN 64u
 
@@ -134,6 +135,7 @@ void fk_space_free(struct fk_space *s, bool keep_memory)
     fk_space_close_store(s);
     if (!keep_memory)
         fk_pool_destroy(s->pool);
+    fk_names_destroy(s->names);
     free(s);
 }
 
@@ -265,6 +267,8 @@ static int build(struct fk_space *s)
         rc = open_pool(s, slots[FK_TIER_CPU]);
     if (!rc)
         rc = open_store(s, slots[FK_TIER_SSD]);
+    if (!rc && node->events)
+        rc = fk_names_create(s->tokens_per_block, s->cpu_slots, s->ssd_slots, &s->names);
     if (!rc)
         rc = read_table(s, &list);
     if (!rc) {

@@ -425,6 +425,8 @@ static int derive_all(struct fk_config *cfg)
     if (rc == 0 && s->use_hugepage_cpu_buffer &&
         state_of(cfg, OPTION(cpu_memory))->kind == FK_SOURCE_DEFAULT)
         rc = derive(cfg, OPTION(cpu_memory), "hugetlb", OPTION(use_hugepage_cpu_buffer));
+    if (rc == 0 && s->dynamo_use_flexkv)
+        rc = derive(cfg, OPTION(enable_kv_events), "1", OPTION(dynamo_use_flexkv));
     return rc ? fk_config_fail(cfg, rc, "out of memory") : 0;
 }
 

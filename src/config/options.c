@@ -240,8 +240,14 @@ const struct fk_option fk_options[] = {
   .help = "First node of a tensor-parallel group that spans nodes" },
 { "master_ports", CATEGORY, PLANNED, STRING(master_ports, "5556,5557,5558"),
   .help = "Its ports" },
-{ "dynamo_use_flexkv", "DYNAMO_USE_FLEXKV", CATEGORY, PLANNED, BOOL(dynamo_use_flexkv, "0"),
-  .help = "KV events for Dynamo" },
+{ "enable_kv_events", CATEGORY, BOOL(enable_kv_events, "0"),
+  .help = "1: keeps what routers call each block (hash, tokens, LoRA name, salt) and tells "
+          "subscribers which blocks come and go" },
+{ "kv_events_buffer_mb", CATEGORY, SIZE(kv_events_buffer_bytes, "16", 4 * KIB, GIB, "MiB"),
+  .help = "Memory for events that a subscriber has not fetched yet; one that falls behind looks "
+          "at what is there and loses nothing" },
+{ "dynamo_use_flexkv", "DYNAMO_USE_FLEXKV", CATEGORY, BOOL(dynamo_use_flexkv, "0"),
+  .help = "KV events for Dynamo's router: 1 means enable_kv_events: 1" },
 { "sync_get", CATEGORY, BOOL(sync_get, "0"),
   .help = "1: the connector waits for loads in the engine's step" },
 { "maybe_skip_put", CATEGORY, PLANNED, BOOL(maybe_skip_put, "0"),

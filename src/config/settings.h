@@ -137,6 +137,8 @@ struct fk_settings {
     int64_t worker_timeout_ms;   /* of a space that waits for its workers */
     char *master_host;
     char *master_ports;
+    bool enable_kv_events;       /* dynamo_use_flexkv is already applied by fk_config_finish */
+    uint64_t kv_events_buffer_bytes;
     bool dynamo_use_flexkv;
     bool sync_get;
     bool maybe_skip_put;

@@ -159,10 +159,12 @@ static void event(struct fk_index *ix, const struct fk_entry *e, enum fk_tier ti
     if (!ix->events_on)
         return;
     struct fk_index_event ev = { .key = e->key, .space = ix->groups[e->group].space,
+                                 .slot = { e->slot[FK_TIER_CPU], e->slot[FK_TIER_SSD] },
                                  .tier = (uint8_t)tier, .stored = stored };
     if (e->parent != FK_NONE)
         ev.parent = ix->entries[e->parent].key;
-    (void)fk_vec_push(&ix->events, ev);
+    if (fk_vec_push(&ix->events, ev))
+        ix->events_lost = true;
 }
 
 /* Frees the entry if nothing needs it, then its parents likewise; or makes it a hole. */

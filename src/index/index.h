@@ -93,6 +93,7 @@ struct fk_index_space {
 
 struct fk_index_event {
     struct fk_key key, parent;
+    uint32_t slot[FK_TIERS];            /* at that moment, of each tier; FK_NONE: none */
     uint32_t space;
     uint8_t tier;
     bool stored;
@@ -114,6 +115,7 @@ struct fk_index {
     struct fk_group *groups;
     struct fk_index_space *spaces;
     bool events_on;
+    bool events_lost;                   /* no memory for one: who follows them must look anew */
     FK_VEC(struct fk_index_event) events;
     uint64_t evicted[FK_TIERS];
     size_t entries_bytes, buckets_bytes;

@@ -173,21 +173,55 @@ uint32_t fk_core_take_completions(struct fk_core *core, struct flexkv_completion
     return n;
 }
 
+#define EVENTS_KEPT 65536u          /* a reset makes many at once: that memory is given back */
+
 uint32_t fk_core_take_events(struct fk_core *core, struct fk_core_event *out, uint32_t max)
 {
-    uint32_t n = (uint32_t)fk_min(core->ix.events.len, (size_t)max);
+    const struct fk_index_event *ev = core->ix.events.data + core->events_taken;
+    uint32_t n = (uint32_t)fk_min(core->ix.events.len - core->events_taken, (size_t)max);
 
-    if (!n)
-        return 0;
-    for (uint32_t i = 0; i < n; i++) {
-        const struct fk_index_event *ev = &core->ix.events.data[i];
-        out[i] = (struct fk_core_event){ .key = ev->key, .parent = ev->parent,
-                                         .space = ev->space, .tier = ev->tier,
-                                         .stored = ev->stored };
+    for (uint32_t i = 0; i < n; i++)
+        out[i] = (struct fk_core_event){ .key = ev[i].key, .parent = ev[i].parent,
+                                         .slot = { ev[i].slot[0], ev[i].slot[1] },
+                                         .space = ev[i].space, .tier = ev[i].tier,
+                                         .stored = ev[i].stored };
+    core->events_taken += n;
+    if (n && core->events_taken == core->ix.events.len) {
+        core->events_taken = core->ix.events.len = 0;
+        if (core->ix.events.cap > EVENTS_KEPT)
+            fk_vec_free(&core->ix.events);
     }
-    core->ix.events.len -= n;
-    memmove(core->ix.events.data, core->ix.events.data + n,
-            core->ix.events.len * sizeof(*core->ix.events.data));
+    return n;
+}
+
+bool fk_core_events_lost(struct fk_core *core)
+{
+    bool lost = core->ix.events_lost;
+
+    core->ix.events_lost = false;
+    return lost;
+}
+
+uint32_t fk_core_present(const struct fk_core *core, uint32_t *at, struct fk_core_present *out,
+                         uint32_t max)
+{
+    const struct fk_index *ix = &core->ix;
+    uint32_t n = 0, end = fk_min(ix->n_entries_used, *at + fk_min(max, UINT32_MAX - *at));
+
+    for (uint32_t i = *at; i < end; i++) {
+        const struct fk_entry *e = &ix->entries[i];
+        struct fk_core_present p = { .key = e->key, .slot = { FK_NONE, FK_NONE } };
+        if (!(e->state & FK_ENTRY_USED) || (e->state & FK_ENTRY_DOOMED))
+            continue;
+        for (int t = 0; t < FK_TIERS; t++)
+            if (fk_entry_in(e, (enum fk_tier)t) == FK_READY)
+                p.slot[t] = e->slot[t];
+        if (p.slot[FK_TIER_CPU] == FK_NONE && p.slot[FK_TIER_SSD] == FK_NONE)
+            continue;
+        p.space = ix->groups[e->group].space;
+        out[n++] = p;
+    }
+    *at = end == ix->n_entries_used ? FK_NONE : end;
     return n;
 }
 
@@ -198,6 +232,7 @@ struct fk_core_work fk_core_work(const struct fk_core *core)
         .ssd = !fifo_empty(&core->reads_high) || !fifo_empty(&core->reads_low) ||
                !fifo_empty(&core->writes),
         .completions = !fifo_empty(&core->completions),
+        .events = core->ix.events.len != 0 || core->ix.events_lost,
         .cancels = core->n_cancels,
     };
 }

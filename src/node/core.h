@@ -112,6 +112,8 @@ struct fk_core_op_args {
     int8_t *results;
     uint64_t tag;                   /* what agents know the operation by; 0: its number */
     bool layerwise;                 /* of a get: one job, once all blocks are in the cpu tier */
+    uint32_t *slots;                /* of a put, optional, one per block: the cpu slot that it was
+                                       given, FK_NONE: none. Written by the call */
 };
 int fk_core_get(struct fk_core *core, uint64_t lease, uint32_t first, uint32_t n,
                 const struct fk_core_op_args *args, uint64_t now_us, uint64_t *op);
@@ -165,8 +167,26 @@ void fk_core_ssd_dirs_out(struct fk_core *core, uint32_t space, uint32_t mask);
 uint32_t fk_core_take_completions(struct fk_core *core, struct flexkv_completion *out, uint32_t max);
 /* Per block and tier stored and removed alternate; stored comes after the bytes are in place,
  * removed before the slot is reused. */
-struct fk_core_event { struct fk_key key, parent; uint32_t space; uint8_t tier; bool stored; };
+struct fk_core_event {
+    struct fk_key key, parent;
+    uint32_t slot[FK_TIERS];        /* at that moment; FK_NONE: none */
+    uint32_t space;
+    uint8_t tier;
+    bool stored;
+};
 uint32_t fk_core_take_events(struct fk_core *core, struct fk_core_event *out, uint32_t max);
+/* Were events lost (no memory) since the last call? What is present tells the rest. */
+bool fk_core_events_lost(struct fk_core *core);
+/* What the tiers hold: entries from *at on, READY in some tier; *at is moved on, FK_NONE: the end.
+ * Looks at max entries and returns how many of them there are. A block that is there all the time
+ * of a walk is found by it. */
+struct fk_core_present {
+    struct fk_key key;
+    uint32_t space;
+    uint32_t slot[FK_TIERS];        /* FK_NONE: not READY there */
+};
+uint32_t fk_core_present(const struct fk_core *core, uint32_t *at, struct fk_core_present *out,
+                         uint32_t max);
 
 /* Deadlines, expired leases, eviction ahead of need, sweeps. Call at next_wakeup or later. */
 void fk_core_tick(struct fk_core *core, uint64_t now_us);
@@ -181,7 +201,7 @@ uint32_t fk_core_reads(const struct fk_core *core, uint32_t space);
 
 /* What waits in the queues: lets a shell decide whom to wake. */
 struct fk_core_work {
-    bool jobs, ssd, completions;
+    bool jobs, ssd, completions, events;
     uint32_t cancels;               /* how many jobs were cancelled so far: has it grown? */
 };
 struct fk_core_work fk_core_work(const struct fk_core *core);

@@ -136,6 +136,7 @@ struct fk_core {
     uint32_t n_jobs_queued, n_starved, n_ops, n_leases;
     uint32_t job_seq;
     uint32_t n_cancels;
+    size_t events_taken;            /* of the index's */
     bool sweep_noted;               /* the next sweep has its deadline */
     bool room_changed;              /* slots or pins were let go: starved ops may try again */
     struct flexkv_stats stats;

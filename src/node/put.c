@@ -24,6 +24,7 @@ struct plan {
     uint32_t parent;                /* entry before the first block, or FK_NONE */
     uint32_t anchor;                /* the last known entry: pinned while the plan is used */
     uint32_t first;                 /* position of the first block in its chain */
+    uint32_t *slots;                /* the caller's, or NULL */
 };
 
 /* The put ends before a key of another space. */
@@ -153,6 +154,8 @@ static void place_blocks(struct fk_core *core, struct plan *p, struct op *op, st
         if (!room || !place_block(core, p, op, i, &slots, room))
             break;
         room--;
+        if (p->slots)
+            p->slots[i] = core->ix.entries[p->entries[i]].slot[FK_TIER_CPU];
         core_job_add(core, j, op, i);
     }
     for (; slots.left; slots.left--)
@@ -176,7 +179,7 @@ int fk_core_put(struct fk_core *core, uint32_t instance, uint32_t group, const s
     if (first > n)
         return -EINVAL;
     struct plan p = { .group = group, .keys = keys + first, .n = n - first, .first = first,
-                      .anchor = FK_NONE };
+                      .anchor = FK_NONE, .slots = args->slots };
     struct op *op = core_op_new(core, FLEXKV_OP_PUT, instance, p.n, args, now_us, id);
     if (!op)
         return -ENOMEM;
@@ -184,6 +187,8 @@ int fk_core_put(struct fk_core *core, uint32_t instance, uint32_t group, const s
     op->next = p.n;         /* a put has nothing to start later */
     for (uint32_t i = 0; i < p.n; i++)
         op->blocks[i] = (struct op_block){ .entry = FK_NONE, .page = args->pages[i] };
+    if (p.slots && p.n)
+        memset(p.slots, 0xff, p.n * sizeof(*p.slots));
     core_tick_now(core, now_us);
     core->stats.puts++;
 

@@ -1,0 +1,326 @@
+/*
+ * events.c - KV events of a local node: the core's events get the names that stand at their slots and go
+ * into the journal; subscriptions of this process read it. See feed.h, src/events.
+ *
+ * Lock: node->lock, for all but fk_local_events_open and the feed's functions, which take it.
+ */
+#include "api/feed.h"
+#include "api/node_impl.h"
+#include "events/names.h"
+
+struct fk_node_events {
+    struct fk_journal journal;
+    struct fk_labels labels;
+    flexkv_events *feeds;
+    FK_VEC(uint32_t) slots;         /* of the put under way */
+    uint64_t taken, resyncs;
+    bool warned;                    /* of too many labels */
+};
+
+int fk_node_events_create(struct fk_node *node)
+{
+    struct fk_node_events *e = calloc(1, sizeof(*e));
+
+    if (!e || fk_journal_init(&e->journal, node->set->kv_events_buffer_bytes)) {
+        free(e);
+        return fk_api_fail(-ENOMEM, "no memory for KV events; lower kv_events_buffer_mb");
+    }
+    node->events = e;
+    return 0;
+}
+
+void fk_node_events_destroy(struct fk_node *node)
+{
+    struct fk_node_events *e = node->events;
+
+    while (e->feeds) {
+        flexkv_events *ev = e->feeds;
+        e->feeds = ev->next;
+        fk_feed_orphan(ev);
+    }
+    fk_journal_fini(&e->journal);
+    fk_labels_fini(&e->labels);
+    fk_vec_free(&e->slots);
+    free(e);
+    node->events = NULL;
+}
+
+void fk_node_events_stats(struct fk_node *node, flexkv_stats *out)
+{
+    out->events = node->events->journal.made;
+    out->events_taken = node->events->taken;
+    out->event_resyncs = node->events->resyncs;
+}
+
+/* ---- from the core to the journal ---- */
+
+static void announce(struct fk_node_events *e, const struct fk_core_event *c, uint8_t medium,
+                     uint64_t hash)
+{
+    struct fk_event *ev = fk_journal_add(&e->journal, 0);
+
+    if (ev)
+        *ev = (struct fk_event){ .id = fk_event_id(c->key), .hash = hash, .space = c->space,
+                                 .kind = FK_EVENT_REMOVED, .medium = medium };
+}
+
+static void announce_stored(struct fk_node_events *e, const struct fk_core_event *c,
+                            uint8_t medium, const struct fk_names *names)
+{
+    const struct fk_name *name = &names->name[c->slot[FK_TIER_CPU]];
+    struct fk_event *ev = fk_journal_add(&e->journal, names->tokens_per_block);
+
+    if (!ev)
+        return;
+    *ev = (struct fk_event){
+        .id = fk_event_id(c->key), .hash = name->hash, .parent = name->parent,
+        .space = c->space, .label = name->label, .n_tokens = names->tokens_per_block,
+        .kind = FK_EVENT_STORED, .medium = medium, .root = name->root,
+    };
+    memcpy(fk_event_tokens(ev), fk_names_tokens(names, c->slot[FK_TIER_CPU]),
+           names->tokens_per_block * sizeof(uint32_t));
+}
+
+static void cpu_event(struct fk_node_events *e, const struct fk_core_event *c,
+                      const struct fk_names *names)
+{
+    uint64_t hash = names->name[c->slot[FK_TIER_CPU]].hash;
+
+    if (!hash)
+        return;
+    if (c->stored)
+        announce_stored(e, c, FK_MEDIUM_CPU, names);
+    else
+        announce(e, c, FK_MEDIUM_CPU, hash);
+}
+
+static void ssd_event(struct fk_node_events *e, const struct fk_core_event *c,
+                      struct fk_names *names)
+{
+    uint64_t *hash = &names->ssd_hash[c->slot[FK_TIER_SSD]];
+
+    if (c->stored && c->slot[FK_TIER_CPU] == FK_NONE) {
+        if (*hash)                  /* found at the start: there is no name at hand, so whoever */
+            fk_journal_gap(&e->journal);        /* follows already has to look */
+        return;
+    }
+    if (c->stored) {
+        *hash = names->name[c->slot[FK_TIER_CPU]].hash;
+        if (*hash)
+            announce_stored(e, c, FK_MEDIUM_STORAGE, names);
+    } else if (*hash) {
+        announce(e, c, FK_MEDIUM_STORAGE, *hash);
+        *hash = 0;
+    }
+}
+
+static void wake_feeds(struct fk_node_events *e)
+{
+    for (flexkv_events *ev = e->feeds; ev; ev = ev->next)
+        if (ev->armed)
+            fk_feed_wake(ev);
+}
+
+void fk_node_events_drain(struct fk_node *node)
+{
+    struct fk_node_events *e = node->events;
+    struct fk_core_event ev[64];
+    struct fk_space *s = NULL;
+    uint64_t head = e->journal.head;
+    uint32_t n;
+
+    while ((n = fk_core_take_events(node->core, ev, fk_array_size(ev))) > 0) {
+        for (uint32_t i = 0; i < n; i++) {
+            if (!s || s->id != ev[i].space)
+                s = fk_node_space(node, ev[i].space);
+            if (!s)                 /* its opening failed half-way */
+                continue;
+            if (ev[i].tier == FK_TIER_CPU)
+                cpu_event(e, &ev[i], s->names);
+            else
+                ssd_event(e, &ev[i], s->names);
+        }
+    }
+    if (fk_core_events_lost(node->core))
+        fk_journal_gap(&e->journal);
+    if (e->journal.head != head)
+        wake_feeds(e);
+}
+
+/* ---- names of a put ---- */
+
+uint32_t *fk_node_events_slots(struct fk_node *node, uint32_t n)
+{
+    struct fk_node_events *e = node->events;
+
+    return fk_vec_reserve(&e->slots, fk_max(n, 1u)) ? NULL : e->slots.data;
+}
+
+void fk_node_events_name(struct fk_namespace *ns, const flexkv_op_args *a, uint32_t first,
+                         const uint32_t *slots, uint32_t n)
+{
+    struct fk_space *s = ns->instance->space;
+    bool named = a->event_hashes && ns->label != FK_NONE;
+
+    fk_node_events_drain(s->node);  /* what has left these slots had other names */
+    for (uint32_t i = 0; i < n; i++) {
+        if (slots[i] == FK_NONE)
+            continue;
+        struct fk_name name = { 0 };
+        if (named)
+            name = (struct fk_name){ .hash = a->event_hashes[i], .label = ns->label,
+                                     .parent = i ? a->event_hashes[i - 1] : a->event_parent,
+                                     .root = first + i == 0 };
+        fk_names_set(s->names, slots[i], &name,
+                     a->event_tokens + (size_t)i * s->tokens_per_block);
+    }
+}
+
+int fk_local_namespace_label(flexkv_namespace *pub, const char *lora_name, const char *cache_salt)
+{
+    struct fk_namespace *ns = fk_local_namespace(pub);
+    struct fk_node *node = ns->instance->space->node;
+
+    if (!node->events)
+        return 0;
+    pthread_mutex_lock(&node->lock);
+    ns->label = fk_labels_get(&node->events->labels, lora_name, cache_salt);
+    if (ns->label == FK_NONE && !node->events->warned) {
+        node->events->warned = true;
+        fk_warn("more than %u pairs of LoRA name and cache salt: blocks of further ones make no KV "
+                "events", FK_LABELS_MAX);
+    }
+    pthread_mutex_unlock(&node->lock);
+    return 0;
+}
+
+/* ---- a subscription's source ---- */
+
+#define node_of(ev) fk_local_node((ev)->node)
+
+static int local_start(flexkv_events *ev, bool resync)
+{
+    struct fk_node *node = node_of(ev);
+
+    pthread_mutex_lock(&node->lock);
+    fk_node_events_drain(node);
+    ev->cursor = node->events->journal.head;
+    node->events->resyncs += resync;
+    pthread_mutex_unlock(&node->lock);
+    return 0;
+}
+
+static int local_fetch(flexkv_events *ev, uint32_t max, bool idle)
+{
+    struct fk_node *node = node_of(ev);
+    const struct fk_event *e;
+    int rc = 0;
+
+    pthread_mutex_lock(&node->lock);
+    const struct fk_journal *j = &node->events->journal;
+    if (!fk_journal_has(j, ev->cursor))
+        rc = -ESTALE;
+    while (!rc && ev->list.n < max && (e = fk_journal_next(j, &ev->cursor)) != NULL)
+        if (ev->space == FK_NONE || ev->space == e->space)
+            rc = fk_event_list_add(&ev->list, e, fk_event_tokens(e));
+    if (!rc && idle && !ev->list.n)
+        fk_feed_quiet(ev);
+    pthread_mutex_unlock(&node->lock);
+    return rc;
+}
+
+/* What stands in one entry of the index and is news to the view. */
+static int walk_entry(flexkv_events *ev, const struct fk_space *s, const struct fk_core_present *p)
+{
+    struct fk_event e = { .id = fk_event_id(p->key), .space = p->space,
+                          .n_tokens = s->tokens_per_block, .kind = FK_EVENT_STORED };
+    uint32_t cpu = p->slot[FK_TIER_CPU];
+    const struct fk_name *name = cpu == FK_NONE ? NULL : &s->names->name[cpu];
+
+    if (!name || !name->hash)
+        return 0;
+    e.hash = name->hash;
+    e.parent = name->parent;
+    e.label = name->label;
+    e.root = name->root;
+    e.medium = FK_MEDIUM_CPU;
+    if (fk_view_see(&ev->view, e.id, e.medium))
+        return 0;
+    return fk_event_list_add(&ev->list, &e, fk_names_tokens(s->names, cpu));
+}
+
+static int local_walk(flexkv_events *ev, uint32_t max)
+{
+    struct fk_core_present there[FK_FEED_PORTION];
+    struct fk_node *node = node_of(ev);
+    struct fk_space *s = NULL;
+    int rc = 0;
+
+    pthread_mutex_lock(&node->lock);
+    uint32_t n = fk_core_present(node->core, &ev->walk_at, there, fk_min(max, (uint32_t)FK_FEED_PORTION));
+    for (uint32_t i = 0; i < n && !rc; i++) {
+        if (!s || s->id != there[i].space)
+            s = fk_node_space(node, there[i].space);
+        if (s && (ev->space == FK_NONE || ev->space == s->id))
+            rc = walk_entry(ev, s, &there[i]);
+    }
+    pthread_mutex_unlock(&node->lock);
+    return rc;
+}
+
+static void local_count(flexkv_events *ev, uint32_t n)
+{
+    struct fk_node *node = node_of(ev);
+
+    pthread_mutex_lock(&node->lock);
+    node->events->taken += n;
+    pthread_mutex_unlock(&node->lock);
+}
+
+static void local_leave(flexkv_events *ev)
+{
+    struct fk_node *node = node_of(ev);
+    flexkv_events **at;
+
+    pthread_mutex_lock(&node->lock);
+    for (at = &node->events->feeds; *at != ev; at = &(*at)->next)
+        ;
+    *at = ev->next;
+    pthread_mutex_unlock(&node->lock);
+}
+
+static struct fk_label local_label(flexkv_events *ev, uint32_t number)
+{
+    struct fk_node *node = node_of(ev);
+
+    if (!number)
+        return (struct fk_label){ 0 };
+    pthread_mutex_lock(&node->lock);
+    struct fk_label l = *fk_labels_at(&node->events->labels, number);
+    pthread_mutex_unlock(&node->lock);
+    return l;
+}
+
+static const struct fk_feed_ops local_ops = {
+    .start = local_start, .fetch = local_fetch, .walk = local_walk, .count = local_count,
+    .leave = local_leave, .label = local_label,
+};
+
+int fk_local_events_open(flexkv_node *pub, flexkv_space *space, flexkv_events **out)
+{
+    struct fk_node *node = fk_local_node(pub);
+
+    if (!node->events)
+        return fk_api_fail(-EOPNOTSUPP, "the node keeps no KV events: set enable_kv_events "
+                           "(or DYNAMO_USE_FLEXKV) to 1");
+    flexkv_events *ev = fk_feed_create(pub, &local_ops,
+                                       space ? fk_local_instance(space)->space->id : FK_NONE);
+    if (!ev)
+        return fk_api_fail(-ENOMEM, "no memory or file descriptor for a subscription");
+    pthread_mutex_lock(&node->lock);
+    ev->next = node->events->feeds;
+    node->events->feeds = ev;
+    pthread_mutex_unlock(&node->lock);
+    *out = ev;
+    return 0;
+}
