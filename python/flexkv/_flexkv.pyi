@@ -26,6 +26,9 @@ PAGES_BUSY: int
 Pages = Sequence[int] | Buffer
 # Token ids: a list of int, or a C-contiguous buffer of 4- or 8-byte integers.
 Tokens = Sequence[int] | Buffer
+# The engine's block hashes: ints (the lowest 64 bits count), bytes (the last 8, big-endian), or a
+# buffer of 8-byte integers.
+_EventHashes = Sequence[int] | Sequence[bytes] | Buffer
 # (base address, stride, page bytes, pages)
 Region = tuple[int, int, int, int]
 
@@ -77,6 +80,8 @@ class Node:
     def space(self, name: str | None = None, *, fingerprint: bytes = b"", tokens_per_block: int,
               ranks: int = 1, slice_bytes: int = 0, instance: str = "", workers: int = 0,
               wait_ms: int = 0) -> Space: ...
+    def events(self, space: Space | None = None) -> Events:
+        """KV events of one space, or of all. Error(EOPNOTSUPP): enable_kv_events is off."""
     def release(self, lease: int) -> None: ...
     def get(self, lease: int, first: int, pages: Pages, timeout_ms: int = 0,
             layerwise: bool = False) -> int:
@@ -116,9 +121,32 @@ class Namespace:
         """16 bytes per whole block."""
     def keys_from_hashes(self, hashes: Sequence[bytes]) -> bytes: ...
     def match(self, keys: Buffer) -> Match: ...
-    def put(self, keys: Buffer, first: int, pages: Pages, timeout_ms: int = 0) -> int:
-        """Stores blocks [first, len(keys) / 16); pages[0] belongs to block first."""
+    def put(self, keys: Buffer, first: int, pages: Pages, timeout_ms: int = 0,
+            event_hashes: _EventHashes | None = None, event_tokens: Tokens | None = None,
+            event_parent: int | bytes | None = None) -> int:
+        """Stores blocks [first, len(keys) / 16); pages[0] belongs to block first.
+
+        For KV events: the engine's hashes of these blocks, their tokens (more are ignored), the hash
+        of block first - 1. Without hashes the blocks make no events.
+        """
+    def label(self, lora_name: str | None = None, cache_salt: str | None = None) -> None:
+        """How routers know the namespace; for events of blocks put from now on."""
     def prefetch(self, keys: Buffer, timeout_ms: int = 0) -> int: ...
+
+# (stored, medium: "CPU", "STORAGE" or "EXTERNAL", hashes, parent, token ids, tokens per block, LoRA name,
+# cache salt); of removed blocks only the first three say something
+_Event = tuple[bool, str, list[int], int | None, list[int], int, str | None, str | None]
+
+@final
+class Events:
+    """First all that is there is announced, then what changes; each residency exactly once."""
+    def take(self, max_blocks: int = 4096) -> list[_Event]:
+        """[] when there is nothing. Does not wait. Blocks that follow each other go in one tuple."""
+    def again(self) -> None:
+        """The receiver has forgotten everything: what is there is announced anew."""
+    def fileno(self) -> int:
+        """Readable when there may be something to take."""
+    def close(self) -> None: ...
 
 @final
 class Agent:

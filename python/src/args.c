@@ -276,6 +276,88 @@ bool fkpy_u64s(PyObject *o, const char *what, struct fkpy_room *room, size_t *n)
 
 /* ---- hashes and keys ---- */
 
+bool fkpy_event_hash(PyObject *o, const char *what, uint64_t *out)
+{
+    if (PyBytes_Check(o)) {
+        Py_ssize_t length = PyBytes_Size(o);
+        if (length < 8) {
+            PyErr_Format(PyExc_ValueError, "%s: a hash of %zd bytes; 8 are the least", what, length);
+            return false;
+        }
+        uint64_t tail;
+        memcpy(&tail, PyBytes_AsString(o) + length - 8, sizeof(tail));
+        *out = __builtin_bswap64(tail);
+        return true;
+    }
+    *out = PyLong_AsUnsignedLongLongMask(o);
+    if (!PyErr_Occurred())
+        return true;
+    if (PyErr_ExceptionMatches(PyExc_TypeError))
+        PyErr_Format(PyExc_TypeError, "%s: a hash is an int or bytes, not %R", what, Py_TYPE(o));
+    return false;
+}
+
+static bool list_to_event_hashes(PyObject *list, struct fkpy_room *room, size_t *n)
+{
+    Py_ssize_t count = PyList_Size(list);
+
+    if (!fkpy_room_take(room, (size_t)count * sizeof(uint64_t)))
+        return false;
+    for (Py_ssize_t i = 0; i < count; i++) {
+        PyObject *item = PyList_GetItem(list, i);
+        if (!item)
+            return false;
+        Py_INCREF(item);            /* its __index__ may take it out of the list */
+        bool ok = fkpy_event_hash(item, "event_hashes", (uint64_t *)room->data + i);
+        Py_DECREF(item);
+        if (!ok)
+            return false;
+    }
+    *n = (size_t)count;
+    return true;
+}
+
+static bool view_to_event_hashes(const Py_buffer *view, struct fkpy_room *room, size_t *n)
+{
+    char letter = format_letter(view);
+    bool bytes = letter == 'B' && view->len % 8 == 0;       /* 8-byte integers as they lie */
+
+    if (!bytes && (!letter || !strchr("lLqQnN", letter) || view->itemsize != 8)) {
+        PyErr_SetString(PyExc_TypeError, "event_hashes: expected a list of int or bytes, or a buffer "
+                        "of 8-byte integers");
+        return false;
+    }
+    *n = (size_t)view->len / 8;
+    if (!fkpy_room_take(room, (size_t)view->len))
+        return false;
+    memcpy(room->data, view->buf, (size_t)view->len);
+    return true;
+}
+
+bool fkpy_event_hashes(PyObject *o, struct fkpy_room *room, size_t *n)
+{
+    Py_buffer view;
+    bool ok;
+
+    room->data = NULL;
+    if (PyList_Check(o)) {
+        ok = list_to_event_hashes(o, room, n);
+    } else if (PyObject_CheckBuffer(o)) {
+        ok = PyObject_GetBuffer(o, &view, PyBUF_FORMAT | PyBUF_C_CONTIGUOUS) == 0;
+        if (ok) {
+            ok = view_to_event_hashes(&view, room, n);
+            PyBuffer_Release(&view);
+        }
+    } else {
+        PyObject *list = as_list(o, "event_hashes");
+        ok = list && list_to_event_hashes(list, room, n);
+        Py_XDECREF(list);
+    }
+    if (!ok)
+        fkpy_room_free(room);
+    return ok;
+}
+
 static bool copy_hash(PyObject *list, Py_ssize_t i, char *to, Py_ssize_t expected)
 {
     PyObject *item = PyList_GetItem(list, i);

@@ -29,8 +29,8 @@
 struct fkpy_state {
     PyObject *error;                /* flexkv.Error */
     PyTypeObject *completion, *match;
-    PyTypeObject *config, *node, *space, *ns, *agent;
-    struct fkpy_handle *agents, *nodes;     /* open ones, to be closed at exit */
+    PyTypeObject *config, *node, *space, *ns, *agent, *events;
+    struct fkpy_handle *agents, *subscriptions, *nodes;     /* open ones, to be closed at exit */
 };
 
 /* Of an instance of one of the module's types. */
@@ -43,7 +43,7 @@ PyObject *fkpy_raise_text(struct fkpy_state *state, int error, const char *text)
 PyObject *fkpy_record(PyTypeObject *type, PyObject **fields, Py_ssize_t n);
 
 extern PyType_Spec fkpy_config_spec, fkpy_node_spec, fkpy_space_spec, fkpy_namespace_spec,
-                   fkpy_agent_spec;
+                   fkpy_agent_spec, fkpy_events_spec;
 
 /* ---- handle.c: the life of a node or an agent --------------------------------------------- */
 
@@ -107,7 +107,9 @@ bool fkpy_node_begin(struct fkpy_call *c, struct fkpy_state *state, struct fkpy_
                      bool release_gil);
 /* stats.c */
 PyObject *fkpy_stats_dict(const flexkv_stats *stats);
-/* space.c: Node.space. namespace.c: Space.namespace. */
+/* events.c: Node.events. space.c: Node.space. namespace.c: Space.namespace. */
+PyObject *fkpy_node_events(PyObject *self, PyObject *const *args, Py_ssize_t n_args,
+                           PyObject *kwnames);
 PyObject *fkpy_node_space(PyObject *self, PyObject *args, PyObject *kw);
 PyObject *fkpy_space_namespace(PyObject *self, PyObject *parts);
 /* Drops an instance and its reference to the type, after what it held has been let go. */
@@ -144,6 +146,10 @@ void fkpy_room_free(struct fkpy_room *room);
 /* A list of int or a buffer of integers as uint32; what: "pages", "tokens". Data in room. */
 bool fkpy_u32s(PyObject *o, const char *what, struct fkpy_room *room, size_t *n);
 bool fkpy_u64s(PyObject *o, const char *what, struct fkpy_room *room, size_t *n);
+/* What an engine calls its blocks, as 64 bits: of an int the lowest, of bytes the last 8 (big-endian).
+ * hashes: a list of those, or a buffer of 8-byte integers. */
+bool fkpy_event_hash(PyObject *o, const char *what, uint64_t *out);
+bool fkpy_event_hashes(PyObject *o, struct fkpy_room *room, size_t *n);
 /* Hashes of one length side by side. */
 bool fkpy_hashes(PyObject *o, struct fkpy_room *room, size_t *hash_bytes, size_t *n);
 /* Whole keys; *keys points into the object if that is bytes, else into room. */

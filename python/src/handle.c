@@ -106,6 +106,8 @@ void fkpy_handles_close_all(struct fkpy_state *state)
 {
     while (state->agents && state->agents->fork_count == fork_count)
         fkpy_handle_close(state->agents);
+    while (state->subscriptions && state->subscriptions->fork_count == fork_count)
+        fkpy_handle_close(state->subscriptions);
     while (state->nodes && state->nodes->fork_count == fork_count)
         fkpy_handle_close(state->nodes);
 }

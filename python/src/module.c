@@ -160,7 +160,8 @@ static int fill_module(PyObject *module)
               add_class(module, &fkpy_node_spec, &state->node) &&
               add_class(module, &fkpy_space_spec, &state->space) &&
               add_class(module, &fkpy_namespace_spec, &state->ns) &&
-              add_class(module, &fkpy_agent_spec, &state->agent) && close_at_exit(module);
+              add_class(module, &fkpy_agent_spec, &state->agent) &&
+              add_class(module, &fkpy_events_spec, &state->events) && close_at_exit(module);
     return ok ? 0 : -1;
 }
 

@@ -225,13 +225,58 @@ static bool check_put(uint32_t n, uint32_t first, size_t pages)
     return false;
 }
 
+struct names {                      /* what the engine calls the blocks of a put */
+    struct fkpy_room hashes, tokens;
+};
+
+static bool check_names(uint32_t blocks, size_t hashes, size_t tokens, uint32_t per_block)
+{
+    if (hashes == blocks && tokens >= (size_t)blocks * per_block)
+        return true;
+    PyErr_Format(PyExc_ValueError, "put of %u blocks needs as many event_hashes, not %zu, and %zu "
+                 "event_tokens, not %zu", blocks, hashes, (size_t)blocks * per_block, tokens);
+    return false;
+}
+
+static void free_names(struct names *names)
+{
+    fkpy_room_free(&names->hashes);
+    fkpy_room_free(&names->tokens);
+}
+
+static bool take_names(PyObject *self, PyObject *const arg[3], uint32_t blocks, struct names *names,
+                       flexkv_op_args *to)
+{
+    size_t n_hashes, n_tokens;
+
+    names->hashes.data = names->tokens.data = NULL;
+    if (!arg[0] || arg[0] == Py_None)
+        return true;
+    if (!arg[1] || arg[1] == Py_None) {
+        PyErr_SetString(PyExc_ValueError, "event_hashes without event_tokens");
+        return false;
+    }
+    bool ok = (!arg[2] || arg[2] == Py_None ||
+               fkpy_event_hash(arg[2], "event_parent", &to->event_parent)) &&
+              fkpy_event_hashes(arg[0], &names->hashes, &n_hashes) &&
+              fkpy_u32s(arg[1], "event_tokens", &names->tokens, &n_tokens) &&
+              check_names(blocks, n_hashes, n_tokens, self_of(self)->space->tokens_per_block);
+    to->event_hashes = names->hashes.data;
+    to->event_tokens = names->tokens.data;
+    if (!ok)
+        free_names(names);
+    return ok;
+}
+
 static PyObject *put(PyObject *self, PyObject *const *args, Py_ssize_t n_args, PyObject *kwnames)
 {
-    static const char *const names[] = { "keys", "first", "pages", "timeout_ms" };
-    static const struct fkpy_signature sig = { "put", names, 3, 4 };
+    static const char *const names[] = { "keys", "first", "pages", "timeout_ms", "event_hashes",
+                                         "event_tokens", "event_parent" };
+    static const struct fkpy_signature sig = { "put", names, 3, 7 };
     flexkv_op_args op_args = { .struct_bytes = sizeof(op_args) };
     PyObject *arg[FKPY_MAX_ARGS], *op = NULL;
     struct fkpy_room room, pages;
+    struct names called;
     const flexkv_key *keys;
     uint32_t n, first;
     size_t n_pages;
@@ -242,12 +287,50 @@ static PyObject *put(PyObject *self, PyObject *const *args, Py_ssize_t n_args, P
         return NULL;
     if (fkpy_u32s(arg[2], "pages", &pages, &n_pages)) {
         op_args.pages = pages.data;
-        if (check_put(n, first, n_pages))
+        if (check_put(n, first, n_pages) && take_names(self, &arg[4], n - first, &called, &op_args)) {
             op = start_put(self, keys, n, first, &op_args);
+            free_names(&called);
+        }
         fkpy_room_free(&pages);
     }
     fkpy_room_free(&room);
     return op;
+}
+
+/* ---- label ---- */
+
+static bool label_text(PyObject *o, const char *what, const char **out)
+{
+    Py_ssize_t length;
+
+    *out = NULL;
+    if (!o || o == Py_None)
+        return true;
+    *out = PyUnicode_AsUTF8AndSize(o, &length);
+    if (*out && strlen(*out) == (size_t)length)
+        return true;
+    if (*out)
+        PyErr_Format(PyExc_ValueError, "%s has a null character", what);
+    return false;
+}
+
+static PyObject *label(PyObject *self, PyObject *const *args, Py_ssize_t n_args, PyObject *kwnames)
+{
+    static const char *const names[] = { "lora_name", "cache_salt" };
+    static const struct fkpy_signature sig = { "label", names, 0, 2 };
+    PyObject *arg[FKPY_MAX_ARGS];
+    const char *lora, *salt;
+    struct fkpy_call c;
+
+    if (!fkpy_arguments(&sig, args, n_args, kwnames, arg) ||
+        !label_text(arg[0], "lora_name", &lora) || !label_text(arg[1], "cache_salt", &salt) ||
+        !begin(&c, self, false))
+        return NULL;
+    int rc = flexkv_namespace_label(self_of(self)->ns, lora, salt);
+    fkpy_call_end(&c);
+    if (rc)
+        return fkpy_raise(fkpy_state_of(self), rc);
+    Py_RETURN_NONE;
 }
 
 static PyObject *prefetch(PyObject *self, PyObject *const *args, Py_ssize_t n_args,
@@ -286,7 +369,10 @@ static PyMethodDef methods[] = {
       "keys_from_hashes(hashes): keys from the engine's own block hashes." },
     { "match", FKPY_FASTCALL(match), "match(keys): the longest known prefix, kept by a lease." },
     { "put", FKPY_FASTCALL(put),
-      "put(keys, first, pages, timeout_ms=0): stores blocks [first, number of keys)." },
+      "put(keys, first, pages, timeout_ms=0, event_hashes=None, event_tokens=None, "
+      "event_parent=None): stores blocks [first, number of keys)." },
+    { "label", FKPY_FASTCALL(label),
+      "label(lora_name=None, cache_salt=None): how routers know the namespace." },
     { "prefetch", FKPY_FASTCALL(prefetch),
       "prefetch(keys, timeout_ms=0): brings what is known into the cpu tier." },
     { 0 },

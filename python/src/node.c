@@ -416,6 +416,8 @@ static PyMethodDef methods[] = {
       "wait_idle(idle_ms, timeout_ms=-1): True once the node has had no client for so long." },
     { "space", FKPY_KEYWORDS(fkpy_node_space),
       "space(name=None, *, tokens_per_block, ...): a Space; waits for its workers' agents." },
+    { "events", FKPY_FASTCALL(fkpy_node_events),
+      "events(space=None): a subscription to KV events, of one space or of all." },
     { "release", FKPY_FASTCALL(node_release), "release(lease): gives it back unused." },
     { "get", FKPY_FASTCALL(node_get),
       "get(lease, first, pages, timeout_ms=0, layerwise=False): starts a get; its operation's "

@@ -592,7 +592,7 @@ def test_closed_objects_refuse(rig):
              lambda: rig.space.unregister(0), lambda: rig.space.set_compute_rate(1.0),
              lambda: rig.namespace.keys_from_tokens([1] * 8), lambda: rig.namespace.keys_from_hashes([b"x" * 16]),
              lambda: rig.namespace.match(keys), lambda: rig.namespace.put(keys, 0, [0, 1]),
-             lambda: rig.namespace.prefetch(keys)]
+             lambda: rig.namespace.prefetch(keys), rig.namespace.label, rig.node.events]
     public = {n for cls in (flexkv.Node, flexkv.Space, flexkv.Namespace) for n in dir(cls) if not n.startswith("_")}
     assert len(calls) == len(public - {"open", "connect", "close", "closed", "name", "tokens_per_block"})
     for call in calls:
