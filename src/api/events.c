@@ -6,7 +6,8 @@
  */
 #include "api/feed.h"
 #include "api/node_impl.h"
-#include "events/names.h"
+#include "events/announce.h"
+#include "events/names_file.h"
 
 struct fk_node_events {
     struct fk_journal journal;
@@ -54,66 +55,6 @@ void fk_node_events_stats(struct fk_node *node, flexkv_stats *out)
 
 /* ---- from the core to the journal ---- */
 
-static void announce(struct fk_node_events *e, const struct fk_core_event *c, uint8_t medium,
-                     uint64_t hash)
-{
-    struct fk_event *ev = fk_journal_add(&e->journal, 0);
-
-    if (ev)
-        *ev = (struct fk_event){ .id = fk_event_id(c->key), .hash = hash, .space = c->space,
-                                 .kind = FK_EVENT_REMOVED, .medium = medium };
-}
-
-static void announce_stored(struct fk_node_events *e, const struct fk_core_event *c,
-                            uint8_t medium, const struct fk_names *names)
-{
-    const struct fk_name *name = &names->name[c->slot[FK_TIER_CPU]];
-    struct fk_event *ev = fk_journal_add(&e->journal, names->tokens_per_block);
-
-    if (!ev)
-        return;
-    *ev = (struct fk_event){
-        .id = fk_event_id(c->key), .hash = name->hash, .parent = name->parent,
-        .space = c->space, .label = name->label, .n_tokens = names->tokens_per_block,
-        .kind = FK_EVENT_STORED, .medium = medium, .root = name->root,
-    };
-    memcpy(fk_event_tokens(ev), fk_names_tokens(names, c->slot[FK_TIER_CPU]),
-           names->tokens_per_block * sizeof(uint32_t));
-}
-
-static void cpu_event(struct fk_node_events *e, const struct fk_core_event *c,
-                      const struct fk_names *names)
-{
-    uint64_t hash = names->name[c->slot[FK_TIER_CPU]].hash;
-
-    if (!hash)
-        return;
-    if (c->stored)
-        announce_stored(e, c, FK_MEDIUM_CPU, names);
-    else
-        announce(e, c, FK_MEDIUM_CPU, hash);
-}
-
-static void ssd_event(struct fk_node_events *e, const struct fk_core_event *c,
-                      struct fk_names *names)
-{
-    uint64_t *hash = &names->ssd_hash[c->slot[FK_TIER_SSD]];
-
-    if (c->stored && c->slot[FK_TIER_CPU] == FK_NONE) {
-        if (*hash)                  /* found at the start: there is no name at hand, so whoever */
-            fk_journal_gap(&e->journal);        /* follows already has to look */
-        return;
-    }
-    if (c->stored) {
-        *hash = names->name[c->slot[FK_TIER_CPU]].hash;
-        if (*hash)
-            announce_stored(e, c, FK_MEDIUM_STORAGE, names);
-    } else if (*hash) {
-        announce(e, c, FK_MEDIUM_STORAGE, *hash);
-        *hash = 0;
-    }
-}
-
 static void wake_feeds(struct fk_node_events *e)
 {
     for (flexkv_events *ev = e->feeds; ev; ev = ev->next)
@@ -133,12 +74,8 @@ void fk_node_events_drain(struct fk_node *node)
         for (uint32_t i = 0; i < n; i++) {
             if (!s || s->id != ev[i].space)
                 s = fk_node_space(node, ev[i].space);
-            if (!s)                 /* its opening failed half-way */
-                continue;
-            if (ev[i].tier == FK_TIER_CPU)
-                cpu_event(e, &ev[i], s->names);
-            else
-                ssd_event(e, &ev[i], s->names);
+            if (s)                  /* else its opening failed half-way */
+                fk_announce(&e->journal, s->names, &ev[i]);
         }
     }
     if (fk_core_events_lost(node->core))
@@ -194,6 +131,29 @@ int fk_local_namespace_label(flexkv_namespace *pub, const char *lora_name, const
     return 0;
 }
 
+uint32_t fk_node_events_label(struct fk_node *node, uint64_t id)
+{
+    if (!id)
+        return 0;
+    pthread_mutex_lock(&node->lock);
+    uint32_t number = fk_labels_find(&node->events->labels, id);
+    pthread_mutex_unlock(&node->lock);
+    return number;
+}
+
+struct fk_label fk_node_label_at(struct fk_node *node, uint32_t number)
+{
+    return *fk_labels_at(&node->events->labels, number);
+}
+
+uint32_t fk_node_label_get(struct fk_node *node, const struct fk_label *label)
+{
+    pthread_mutex_lock(&node->lock);
+    uint32_t number = fk_labels_get(&node->events->labels, label->lora, label->salt);
+    pthread_mutex_unlock(&node->lock);
+    return number;
+}
+
 /* ---- a subscription's source ---- */
 
 #define node_of(ev) fk_local_node((ev)->node)
@@ -229,31 +189,53 @@ static int local_fetch(flexkv_events *ev, uint32_t max, bool idle)
     return rc;
 }
 
-/* What stands in one entry of the index and is news to the view. */
-static int walk_entry(flexkv_events *ev, const struct fk_space *s, const struct fk_core_present *p)
+/* Names that are on disk only. Without the lock: what has gone since, its removed event is behind the
+ * cursor; what is in its slot now has another key. */
+static int add_absent(flexkv_events *ev, const struct fk_absent_name *absent, uint32_t n)
 {
-    struct fk_event e = { .id = fk_event_id(p->key), .space = p->space,
-                          .n_tokens = s->tokens_per_block, .kind = FK_EVENT_STORED };
-    uint32_t cpu = p->slot[FK_TIER_CPU];
-    const struct fk_name *name = cpu == FK_NONE ? NULL : &s->names->name[cpu];
+    struct fk_node *node = node_of(ev);
+    struct fk_names_reader r = { 0 };
+    fk_autofree uint32_t *tokens = NULL;
+    struct fk_space *s = NULL;
+    int rc = 0;
 
-    if (!name || !name->hash)
-        return 0;
-    e.hash = name->hash;
-    e.parent = name->parent;
-    e.label = name->label;
-    e.root = name->root;
-    e.medium = FK_MEDIUM_CPU;
-    if (fk_view_see(&ev->view, e.id, e.medium))
-        return 0;
-    return fk_event_list_add(&ev->list, &e, fk_names_tokens(s->names, cpu));
+    for (uint32_t i = 0; i < n && !rc; i++) {
+        if (!s || s->id != absent[i].space) {
+            fk_names_reader_end(&r);
+            free(fk_steal(tokens));
+            pthread_mutex_lock(&node->lock);
+            s = fk_node_space(node, absent[i].space);
+            pthread_mutex_unlock(&node->lock);
+            fk_names_reader_begin(&r, s->names_file, FK_NAMES_WINDOW_SMALL);
+            tokens = malloc(s->tokens_per_block * sizeof(*tokens));
+            if (!tokens)
+                return -ENOMEM;
+        }
+        struct fk_event e = { .id = fk_event_id(absent[i].key), .space = s->id,
+                              .hash = absent[i].hash, .kind = FK_EVENT_STORED,
+                              .medium = FK_MEDIUM_STORAGE, .nameless = 1 };
+        struct fk_stored_name name;
+        if (fk_names_reader_get(&r, absent[i].slot, absent[i].key, &name, tokens) &&
+            name.hash == absent[i].hash &&
+            (e.label = fk_node_events_label(node, name.label)) != FK_NONE) {
+            e.parent = name.parent;
+            e.root = name.root;
+            e.n_tokens = s->tokens_per_block;
+            e.nameless = 0;
+        }
+        rc = fk_event_list_add(&ev->list, &e, tokens);
+    }
+    fk_names_reader_end(&r);
+    return rc;
 }
 
 static int local_walk(flexkv_events *ev, uint32_t max)
 {
     struct fk_core_present there[FK_FEED_PORTION];
+    struct fk_absent_name absent[FK_FEED_PORTION];
     struct fk_node *node = node_of(ev);
     struct fk_space *s = NULL;
+    uint32_t n_absent = 0;
     int rc = 0;
 
     pthread_mutex_lock(&node->lock);
@@ -261,11 +243,13 @@ static int local_walk(flexkv_events *ev, uint32_t max)
     for (uint32_t i = 0; i < n && !rc; i++) {
         if (!s || s->id != there[i].space)
             s = fk_node_space(node, there[i].space);
-        if (s && (ev->space == FK_NONE || ev->space == s->id))
-            rc = walk_entry(ev, s, &there[i]);
+        if (!s || (ev->space != FK_NONE && ev->space != s->id))
+            continue;
+        rc = fk_announce_present(&ev->list, &ev->view, s->names, &there[i], &absent[n_absent]);
+        n_absent += !rc && absent[n_absent].hash;
     }
     pthread_mutex_unlock(&node->lock);
-    return rc;
+    return rc ? rc : add_absent(ev, absent, n_absent);
 }
 
 static void local_count(flexkv_events *ev, uint32_t n)

@@ -14,6 +14,7 @@
 
 struct batch {
     struct fk_core_ssd_req req[FK_NODE_SSD_BATCH];
+    struct fk_names_io names[FK_NODE_SSD_BATCH];    /* of the requests, where events are on */
     struct fk_core_ssd_done done[FK_NODE_SSD_BATCH];
     struct fk_ssd_req out[FK_NODE_SSD_BATCH];
     struct fk_ssd_done tier_done[FK_NODE_SSD_BATCH];
@@ -87,6 +88,8 @@ static void submit(struct fk_node *node, struct batch *b, uint32_t n, uint64_t n
         }
         for (; i < n && b->req[i].space == s->id && is_transfer(&b->req[i]); i++)
             b->out[k++] = to_tier(s, &b->req[i]);
+        if (k && s->names_file)
+            fk_names_carry(s, &b->req[i - k], &b->names[i - k], k);
         if (k)
             fk_ssd_submit(s->ssd, b->out, k, now);
         else
@@ -242,8 +245,10 @@ static uint32_t take_turn(struct fk_node *node, struct batch *b, uint32_t n_befo
     uint64_t wakeup = fk_core_next_wakeup(node->core);
     note_read_rates(node, now);
     node->io_sleeps_until = fk_min(wakeup, now + MAX_SLEEP_US);
-    if (node->events)
-        fk_node_events_drain(node);
+    if (node->events) {
+        fk_names_prepare(node, b->req, n, b->names);
+        fk_node_events_drain(node);     /* the slots that are read into get other names */
+    }
     pthread_mutex_unlock(&node->lock);
 
     submit(node, b, n, now);

@@ -21,6 +21,7 @@
 #include "api/handle.h"
 #include "config/config.h"
 #include "copy/copier.h"
+#include "events/labels.h"
 #include "node/core.h"
 #include "tier/pool.h"
 #include "tier/ssd.h"
@@ -46,6 +47,7 @@ struct fk_space {                   /* one KV geometry and its share of the tier
     uint64_t pool_registered;       /* bytes that the engine knows; under io_lock */
     struct fk_ssd *ssd;             /* NULL: none */
     struct fk_names *names;         /* what routers call the blocks; NULL: events are off */
+    struct fk_names_file *names_file;   /* the same on SSD; NULL: no SSD, or events are off */
     uint32_t dirs_out;              /* as last told to the core */
     struct fk_rates {               /* what moving and computing take; see rates.c */
         double copy_us, ssd_us, compute_us;     /* per block; 0: not known */
@@ -225,9 +227,27 @@ uint32_t *fk_node_events_slots(struct fk_node *node, uint32_t n);
 /* The put's blocks have got these slots: they get their names. */
 void fk_node_events_name(struct fk_namespace *ns, const flexkv_op_args *args, uint32_t first,
                          const uint32_t *slots, uint32_t n);
+/* Labels by number (with the lock), of an id, of texts (both without it); FK_NONE: none. */
+struct fk_label fk_node_label_at(struct fk_node *node, uint32_t number);
+uint32_t fk_node_events_label(struct fk_node *node, uint64_t id);
+uint32_t fk_node_label_get(struct fk_node *node, const struct fk_label *label);
 void fk_node_events_stats(struct fk_node *node, flexkv_stats *out);
 int fk_local_namespace_label(flexkv_namespace *ns, const char *lora_name, const char *cache_salt);
 int fk_local_events_open(flexkv_node *node, flexkv_space *space, flexkv_events **out);
+
+/* names_io.c */
+struct fk_names_io {                /* what a request's name needs, taken under the lock */
+    uint64_t hash;                  /* READ */
+    struct fk_label label;          /* WRITE */
+};
+void fk_names_prepare(struct fk_node *node, const struct fk_core_ssd_req *req, uint32_t n,
+                      struct fk_names_io *io);
+/* The I/O thread: transfers of one space. Names of what is written are written, of what is read, read. */
+void fk_names_carry(struct fk_space *s, const struct fk_core_ssd_req *req,
+                    const struct fk_names_io *io, uint32_t n);
+int fk_names_open(struct fk_space *s);
+void fk_names_close(struct fk_space *s);
+void fk_names_recover(struct fk_space *s, const struct fk_core_found *found, size_t n);
 
 /* status.c */
 int fk_node_status_json(struct fk_node *node, char **json);

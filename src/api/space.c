@@ -7,7 +7,6 @@
 
 #include "api/node_impl.h"
 #include "base/clock.h"
-#include "events/names.h"
 
 #define SLOT_ALIGN 64u
 
@@ -135,7 +134,7 @@ void fk_space_free(struct fk_space *s, bool keep_memory)
     fk_space_close_store(s);
     if (!keep_memory)
         fk_pool_destroy(s->pool);
-    fk_names_destroy(s->names);
+    fk_names_close(s);
     free(s);
 }
 
@@ -268,9 +267,11 @@ static int build(struct fk_space *s)
     if (!rc)
         rc = open_store(s, slots[FK_TIER_SSD]);
     if (!rc && node->events)
-        rc = fk_names_create(s->tokens_per_block, s->cpu_slots, s->ssd_slots, &s->names);
+        rc = fk_names_open(s);
     if (!rc)
         rc = read_table(s, &list);
+    if (!rc && s->names_file)
+        fk_names_recover(s, list.v.data, list.v.len);
     if (!rc) {
         pthread_mutex_lock(&node->lock);
         rc = add_to_core(s, slots, &list);

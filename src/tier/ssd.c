@@ -542,6 +542,11 @@ uint32_t fk_ssd_stripe_slots(const struct fk_ssd *ssd)
     return ssd->geometry.stripe_slots;
 }
 
+const uint8_t *fk_ssd_uuid(const struct fk_ssd *ssd)
+{
+    return ssd->uuid;
+}
+
 void fk_ssd_get_stats(const struct fk_ssd *ssd, struct fk_ssd_stats *out)
 {
     *out = ssd->stats;

@@ -114,6 +114,8 @@ int fk_ssd_reset(struct fk_ssd *ssd, uint64_t now_us);
 uint32_t fk_ssd_dir_of(const struct fk_ssd *ssd, uint32_t slot);
 uint32_t fk_ssd_dirs_out(const struct fk_ssd *ssd);
 uint32_t fk_ssd_stripe_slots(const struct fk_ssd *ssd);
+/* 16 bytes; a store that is made anew has another one. */
+const uint8_t *fk_ssd_uuid(const struct fk_ssd *ssd);
 
 /* reads, writes, table_writes count I/Os (after merging); bytes those of sound blocks. */
 struct fk_ssd_stats {

@@ -233,8 +233,14 @@ static int decide(struct opening *o, struct look *looks, const struct ssd_header
 static void remove_files(struct fk_ssd *ssd)
 {
     for (uint32_t i = 0; i < ssd->geometry.n_dirs && !ssd->virtual_dirs; i++) {
+        char path[4096];
+        static const char *const beside[] = { "names", "labels" };     /* src/events */
         unlink(ssd->dirs[i].data_path);
         unlink(ssd->dirs[i].table_path);
+        for (size_t k = 0; k < fk_array_size(beside); k++) {
+            snprintf(path, sizeof(path), "%s/%s.%s", ssd->dirs[i].path, ssd->name, beside[k]);
+            unlink(path);
+        }
     }
 }
 
