@@ -24,6 +24,7 @@ static flexkv_node *open_node(void)
     snprintf(address, sizeof(address), "ipc://@flexkv-fuzz-%d", (int)getpid());
     if (flexkv_config_create(&config) || flexkv_config_set(config, "cpu_cache_gb", "64K") ||
         flexkv_config_set(config, "worker_timeout_ms", "1") ||
+        flexkv_config_set(config, "enable_kv_events", "1") ||
         flexkv_config_set(config, "op_timeout_ms", "1000") || flexkv_node_open(config, &node) ||
         flexkv_node_serve(node, address))
         abort();
@@ -59,7 +60,7 @@ static int feed(struct fk_session *s, struct fk_msg_reader *in, const uint8_t *d
 
     while (size >= 3 && rc == 0) {
         size_t n = fk_min((size_t)data[1] | (size_t)data[2] << 8, size - 3);
-        msg = (struct fk_msg){ (uint32_t)n, data[0] % (FK_WIRE_COMPUTE_RATE + 2) };
+        msg = (struct fk_msg){ (uint32_t)n, data[0] % (FK_WIRE_LAST + 1) };
         if (fk_vec_grow_bytes((void **)&in->data, &in->cap, in->len + n + 32, 1))
             return -ENOMEM;
         if (data[0] < 0x80) {

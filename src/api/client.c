@@ -287,15 +287,24 @@ static int client_put(flexkv_namespace *ns, const struct fk_key *keys, uint32_t 
                       const flexkv_op_args *args, uint64_t *op)
 {
     struct client *c = client_of(ns->space->node);
-    struct fk_wire_put w = { .first = first, .n = n, .timeout_ms = args->timeout_ms };
-    uint32_t skip = first ? first - 1 : 0;
-    struct iovec v[3] = { { &w, sizeof(w) },
+    struct fk_wire_put w = { .first = first, .n = n, .timeout_ms = args->timeout_ms,
+                             .event_parent = args->event_parent };
+    uint32_t skip = first ? first - 1 : 0, blocks = n - first;
+    size_t token_bytes = (size_t)blocks * ns->space->tokens_per_block * sizeof(uint32_t);
+    struct iovec v[5] = { { &w, sizeof(w) },
                           { (void *)(uintptr_t)(keys + skip), (n - skip) * sizeof(*keys) },
-                          { (void *)(uintptr_t)args->pages, (n - first) * sizeof(*args->pages) } };
+                          { (void *)(uintptr_t)args->event_hashes, 0 },
+                          { (void *)(uintptr_t)args->pages, blocks * sizeof(*args->pages) },
+                          { (void *)(uintptr_t)args->event_tokens, 0 } };
 
     pthread_mutex_lock(&c->lock);
     w.ns = ns_of(ns)->remote;
-    int rc = start(c, FLEXKV_OP_PUT, FK_WIRE_PUT, &w.op, n - first, v, 3, args, op);
+    w.named = args->event_hashes && c->events_on;       /* else nobody there wants to know */
+    if (w.named) {
+        v[2].iov_len = blocks * sizeof(*args->event_hashes);
+        v[4].iov_len = token_bytes;
+    }
+    int rc = start(c, FLEXKV_OP_PUT, FK_WIRE_PUT, &w.op, blocks, v, 5, args, op);
     pthread_mutex_unlock(&c->lock);
     return rc;
 }
@@ -410,17 +419,6 @@ static int client_status(flexkv_node *node, char **json)
     return rc;
 }
 
-static int client_namespace_label(flexkv_namespace *ns, const char *lora_name,
-                                  const char *cache_salt)
-{
-    return 0;                           /* a daemon makes no events yet */
-}
-
-static int client_events_open(flexkv_node *node, flexkv_space *space, flexkv_events **out)
-{
-    return fk_api_fail(-EOPNOTSUPP, "KV events of a daemon's node are not available yet");
-}
-
 static int client_fd(flexkv_node *node)
 {
     return client_of(node)->epoll_fd;
@@ -432,6 +430,7 @@ static void client_close(flexkv_node *node)
 {
     struct client *c = client_of(node);
 
+    fk_client_events_orphan(c);
     while (c->spaces) {                 /* agents first: they use the address */
         struct client_space *next = c->spaces->next;
         free_space(c->spaces);
@@ -476,7 +475,7 @@ static const struct fk_node_vt client_vt = {
     .set_compute_rate = client_set_compute_rate, .match = client_match,
     .release = client_release, .get = client_get, .put = client_put, .prefetch = client_prefetch,
     .cancel = client_cancel, .poll = client_poll, .reset = client_reset, .stats = client_stats,
-    .namespace_label = client_namespace_label, .events_open = client_events_open,
+    .namespace_label = fk_client_namespace_label, .events_open = fk_client_events_open,
 };
 
 static int read_config(struct client *c, const flexkv_config *given)
@@ -510,8 +509,7 @@ FLEXKV_API int flexkv_node_connect(const flexkv_config *config, const char *addr
                                    flexkv_node **out)
 {
     struct client *c = calloc(1, sizeof(*c));
-    struct fk_msg_reader in;
-    int fd;
+    struct client_greeting with;
 
     if (!c)
         return fk_api_fail(-ENOMEM, "out of memory");
@@ -523,9 +521,9 @@ FLEXKV_API int flexkv_node_connect(const flexkv_config *config, const char *addr
     if (!rc)
         rc = prepare(c);
     if (!rc)
-        rc = fk_client_greet(address, c->timeout_us, &fd, &in);
+        rc = fk_client_greet(address, c->timeout_us, &with);
     if (!rc)
-        rc = fk_client_go_up(c, fd, &in);
+        rc = fk_client_go_up(c, &with);
     if (!rc && (rc = -pthread_create(&c->thread, NULL, fk_client_main, c)))
         fk_api_fail(rc, "cannot start the client's thread: %s", strerror(-rc));
     c->has_thread = !rc;

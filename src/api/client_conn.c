@@ -76,6 +76,7 @@ static void go_down(struct client *c, const char *why)
                 why);
     c->up = false;
     epoll_ctl(c->epoll_fd, EPOLL_CTL_DEL, c->fd, NULL);
+    fk_client_events_down(c);
     shutdown(c->fd, SHUT_RDWR);         /* a fork may have the descriptor too; before anything ends */
     close(c->fd);
     c->fd = -1;
@@ -156,6 +157,8 @@ bool fk_client_drain(struct client *c)
                 take_completion(c, payload, msg.bytes);
             else if (msg.type == FK_WIRE_REPLY)
                 take_reply(c, payload, msg.bytes);
+            else if (msg.type == FK_WIRE_EVENTS_NOTE)
+                fk_client_events_note(c);
             else if (msg.type == FK_WIRE_ERROR && msg.bytes == sizeof(struct fk_wire_error))
                 fk_error("the node at %s: %.*s", c->address, FK_WIRE_TEXT,
                          ((const struct fk_wire_error *)(const void *)payload)->text);
@@ -265,9 +268,11 @@ int fk_client_call_for(struct client *c, uint32_t type, uint32_t *seq, const str
 
 /* ---- connecting ---- */
 
-/* A connection that has been greeted. Without the lock; fills the reader. */
-int fk_client_greet(const char *address, uint64_t timeout_us, int *fd, struct fk_msg_reader *in)
+/* A connection that has been greeted. Without the lock. */
+int fk_client_greet(const char *address, uint64_t timeout_us, struct client_greeting *out)
 {
+    int *fd = &out->fd;
+    struct fk_msg_reader *in = &out->in;
     struct fk_wire_hello hello = { .magic = FK_WIRE_MAGIC, .version = FK_WIRE_VERSION,
                                    .role = FK_WIRE_CLIENT, .pid = (uint32_t)getpid() };
     struct iovec v = { &hello, sizeof(hello) };
@@ -286,8 +291,11 @@ int fk_client_greet(const char *address, uint64_t timeout_us, int *fd, struct fk
         if (rc == -EAGAIN)
             rc = fk_fd_wait(*fd, false, deadline);
     }
-    if (rc == 1 && msg.type == FK_WIRE_WELCOME_CLIENT)
+    if (rc == 1 && msg.type == FK_WIRE_WELCOME_CLIENT &&
+        msg.bytes == sizeof(struct fk_wire_welcome_client)) {
+        out->events_on = ((const struct fk_wire_welcome_client *)(const void *)payload)->events;
         return 0;
+    }
     if (rc == 1 && msg.type == FK_WIRE_ERROR && msg.bytes == sizeof(struct fk_wire_error)) {
         const struct fk_wire_error *e = (const void *)payload;
         rc = fk_api_fail(e->rc < 0 ? e->rc : -EPROTO, "%s: %.*s", address, FK_WIRE_TEXT, e->text);
@@ -302,15 +310,17 @@ int fk_client_greet(const char *address, uint64_t timeout_us, int *fd, struct fk
 }
 
 /* With the lock. */
-int fk_client_go_up(struct client *c, int fd, struct fk_msg_reader *in)
+int fk_client_go_up(struct client *c, const struct client_greeting *with)
 {
-    struct epoll_event e = { .events = EPOLLIN, .data.fd = fd };
+    struct epoll_event e = { .events = EPOLLIN, .data.fd = with->fd };
 
-    if (epoll_ctl(c->epoll_fd, EPOLL_CTL_ADD, fd, &e) < 0)
+    if (epoll_ctl(c->epoll_fd, EPOLL_CTL_ADD, with->fd, &e) < 0)
         return -errno;
-    c->fd = fd;
-    c->in = *in;
+    c->fd = with->fd;
+    c->in = with->in;
+    c->events_on = with->events_on;
     c->up = true;
+    fk_client_events_up(c);
     return 0;
 }
 
@@ -370,25 +380,28 @@ static int open_again(struct client *c)
         if (!rc && s->compute_rate > 0)
             rc = fk_client_tell_compute_rate(c, s);
     }
-    for (struct client_namespace *ns = c->namespaces; ns && !rc; ns = ns->next)
+    for (struct client_namespace *ns = c->namespaces; ns && !rc; ns = ns->next) {
         rc = fk_client_ask_for_namespace(c, ns, &ns->remote);
+        if (!rc && ns->labelled)
+            rc = fk_client_tell_label(c, ns);
+    }
     return rc;
 }
 
 static int reconnect(struct client *c)
 {
-    struct fk_msg_reader in;
-    int fd, rc;
+    struct client_greeting with;
+    int rc;
 
     pthread_mutex_unlock(&c->lock);
-    rc = fk_client_greet(c->address, c->timeout_us, &fd, &in);
+    rc = fk_client_greet(c->address, c->timeout_us, &with);
     pthread_mutex_lock(&c->lock);
     if (rc)
         return rc;
-    rc = fk_client_go_up(c, fd, &in);
+    rc = fk_client_go_up(c, &with);
     if (rc) {
-        close(fd);
-        fk_msg_reader_free(&in);
+        close(with.fd);
+        fk_msg_reader_free(&with.in);
         return rc;
     }
     c->reopening = true;
@@ -402,6 +415,7 @@ static int reconnect(struct client *c)
         return rc;
     }
     fk_info("the node at %s is back", c->address);
+    fk_client_events_note(c);
     return 0;
 }
 

@@ -55,6 +55,8 @@ struct client_namespace {
     char *parts;                    /* each with its 0 */
     size_t parts_bytes;
     uint32_t n_parts;
+    bool labelled;
+    char lora[FK_LABEL_TEXT_MAX + 1], salt[FK_LABEL_TEXT_MAX + 1];
 };
 
 struct client {
@@ -66,6 +68,8 @@ struct client {
     bool has_thread, stop, up;
     bool heard;                     /* something has arrived since the thread's last look */
     uint64_t heard_us;              /* when it last did */
+    bool events_on;                 /* the daemon keeps KV events */
+    flexkv_events *feeds;
     bool reopening;                 /* up, but the spaces are not open again yet */
     int fd, event_fd, epoll_fd;
     int wake_fd;                    /* for the thread: stop, or the connection changed */
@@ -100,13 +104,24 @@ int fk_client_call(struct client *c, uint32_t type, uint32_t *seq, const struct 
 /* The same, where the answer is a struct of a known size. */
 int fk_client_call_for(struct client *c, uint32_t type, uint32_t *seq, const struct iovec *iov, int n,
                        uint64_t timeout_us, void *out, size_t out_bytes);
-/* A connection that has been greeted; without the lock. Fills the reader. */
-int fk_client_greet(const char *address, uint64_t timeout_us, int *fd, struct fk_msg_reader *in);
-int fk_client_go_up(struct client *c, int fd, struct fk_msg_reader *in);
+/* A connection that has been greeted; without the lock. */
+struct client_greeting { int fd; struct fk_msg_reader in; bool events_on; };
+int fk_client_greet(const char *address, uint64_t timeout_us, struct client_greeting *out);
+int fk_client_go_up(struct client *c, const struct client_greeting *with);
 int fk_client_ask_for_space(struct client *c, struct client_space *s, struct fk_wire_space_reply *r);
 int fk_client_ask_for_namespace(struct client *c, const struct client_namespace *ns,
                                 uint32_t *remote);
 int fk_client_tell_compute_rate(struct client *c, const struct client_space *s);
 void *fk_client_main(void *client);     /* the thread */
+
+/* ---- client_events.c ---- */
+int fk_client_tell_label(struct client *c, const struct client_namespace *ns);
+void fk_client_events_up(struct client *c);
+void fk_client_events_down(struct client *c);
+void fk_client_events_note(struct client *c);   /* there may be something to take */
+/* Without the lock: */
+void fk_client_events_orphan(struct client *c);
+int fk_client_namespace_label(flexkv_namespace *ns, const char *lora_name, const char *cache_salt);
+int fk_client_events_open(flexkv_node *node, flexkv_space *space, flexkv_events **out);
 
 #endif

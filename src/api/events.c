@@ -2,12 +2,17 @@
  * events.c - KV events of a local node: the core's events get the names that stand at their slots and go
  * into the journal; subscriptions of this process read it. See feed.h, src/events.
  *
- * Lock: node->lock, for all but fk_local_events_open and the feed's functions, which take it.
+ * Lock: node->lock; what says so takes it itself.
  */
+#include <sys/random.h>
+
 #include "api/feed.h"
 #include "api/node_impl.h"
+#include "base/clock.h"
 #include "events/announce.h"
 #include "events/names_file.h"
+
+#define WALK_PORTION 64u                /* entries looked at under the lock */
 
 struct fk_node_events {
     struct fk_journal journal;
@@ -15,6 +20,8 @@ struct fk_node_events {
     flexkv_events *feeds;
     FK_VEC(uint32_t) slots;         /* of the put under way */
     uint64_t taken, resyncs;
+    uint64_t boot;                  /* cursors of another journal are worth nothing here */
+    bool remote_armed, remote_news; /* a session waits for events; there are some */
     bool warned;                    /* of too many labels */
 };
 
@@ -26,6 +33,8 @@ int fk_node_events_create(struct fk_node *node)
         free(e);
         return fk_api_fail(-ENOMEM, "no memory for KV events; lower kv_events_buffer_mb");
     }
+    if (getrandom(&e->boot, sizeof(e->boot), 0) != sizeof(e->boot))
+        e->boot = fk_clock_ns();
     node->events = e;
     return 0;
 }
@@ -55,11 +64,27 @@ void fk_node_events_stats(struct fk_node *node, flexkv_stats *out)
 
 /* ---- from the core to the journal ---- */
 
-static void wake_feeds(struct fk_node_events *e)
+static void wake_feeds(struct fk_node *node)
 {
+    struct fk_node_events *e = node->events;
+
     for (flexkv_events *ev = e->feeds; ev; ev = ev->next)
         if (ev->armed)
             fk_feed_wake(ev);
+    if (!e->remote_armed)
+        return;
+    e->remote_armed = false;
+    e->remote_news = true;
+    fk_server_wake(node);
+}
+
+bool fk_node_events_news(struct fk_node *node)
+{
+    bool news = node->events && node->events->remote_news;
+
+    if (news)
+        node->events->remote_news = false;
+    return news;
 }
 
 void fk_node_events_drain(struct fk_node *node)
@@ -81,7 +106,7 @@ void fk_node_events_drain(struct fk_node *node)
     if (fk_core_events_lost(node->core))
         fk_journal_gap(&e->journal);
     if (e->journal.head != head)
-        wake_feeds(e);
+        wake_feeds(node);
 }
 
 /* ---- names of a put ---- */
@@ -154,111 +179,151 @@ uint32_t fk_node_label_get(struct fk_node *node, const struct fk_label *label)
     return number;
 }
 
-/* ---- a subscription's source ---- */
+/* ---- what subscriptions ask for; without the lock ---- */
 
-#define node_of(ev) fk_local_node((ev)->node)
-
-static int local_start(flexkv_events *ev, bool resync)
+void fk_node_events_start(struct fk_node *node, bool resync, struct fk_event_cursor *at)
 {
-    struct fk_node *node = node_of(ev);
-
     pthread_mutex_lock(&node->lock);
     fk_node_events_drain(node);
-    ev->cursor = node->events->journal.head;
+    *at = (struct fk_event_cursor){ node->events->boot, node->events->journal.head };
     node->events->resyncs += resync;
     pthread_mutex_unlock(&node->lock);
-    return 0;
 }
 
-static int local_fetch(flexkv_events *ev, uint32_t max, bool idle)
+int fk_node_events_fetch(struct fk_node *node, uint32_t space, struct fk_event_cursor *at,
+                         struct fk_event_list *list, uint32_t max, enum fk_when_idle idle,
+                         flexkv_events *ev)
 {
-    struct fk_node *node = node_of(ev);
     const struct fk_event *e;
     int rc = 0;
 
     pthread_mutex_lock(&node->lock);
     const struct fk_journal *j = &node->events->journal;
-    if (!fk_journal_has(j, ev->cursor))
+    if (at->boot != node->events->boot || !fk_journal_has(j, at->place))
         rc = -ESTALE;
-    while (!rc && ev->list.n < max && (e = fk_journal_next(j, &ev->cursor)) != NULL)
-        if (ev->space == FK_NONE || ev->space == e->space)
-            rc = fk_event_list_add(&ev->list, e, fk_event_tokens(e));
-    if (!rc && idle && !ev->list.n)
+    while (!rc && list->n < max && list->bytes.len < FK_FEED_BYTES &&
+           (e = fk_journal_next(j, &at->place)) != NULL)
+        if (space == FK_NONE || space == e->space)
+            rc = fk_event_list_add(list, e, fk_event_tokens(e));
+    if (!rc && !list->n && idle == FK_IDLE_LOCAL)
         fk_feed_quiet(ev);
+    if (!rc && !list->n && idle == FK_IDLE_REMOTE)
+        node->events->remote_armed = true;
     pthread_mutex_unlock(&node->lock);
     return rc;
 }
 
-/* Names that are on disk only. Without the lock: what has gone since, its removed event is behind the
- * cursor; what is in its slot now has another key. */
-static int add_absent(flexkv_events *ev, const struct fk_absent_name *absent, uint32_t n)
+struct absent_reader {
+    struct fk_node *node;
+    struct fk_space *space;
+    struct fk_names_reader names;
+    uint32_t *tokens;
+};
+
+static int reader_to(struct absent_reader *r, uint32_t space)
 {
-    struct fk_node *node = node_of(ev);
-    struct fk_names_reader r = { 0 };
-    fk_autofree uint32_t *tokens = NULL;
-    struct fk_space *s = NULL;
+    if (r->space && r->space->id == space)
+        return 0;
+    if (r->space)
+        fk_names_reader_end(&r->names);
+    free(r->tokens);
+    pthread_mutex_lock(&r->node->lock);
+    r->space = fk_node_space(r->node, space);
+    pthread_mutex_unlock(&r->node->lock);
+    fk_names_reader_begin(&r->names, r->space->names_file, FK_NAMES_WINDOW_SMALL);
+    r->tokens = malloc(r->space->tokens_per_block * sizeof(*r->tokens));
+    return r->tokens ? 0 : -ENOMEM;
+}
+
+static int add_absent(struct absent_reader *r, const struct fk_absent_name *a,
+                      struct fk_event_list *list)
+{
+    struct fk_event e = { .id = fk_event_id(a->key), .space = a->space, .hash = a->hash,
+                          .kind = FK_EVENT_STORED, .medium = FK_MEDIUM_STORAGE, .nameless = 1 };
+    struct fk_stored_name name;
+    int rc = reader_to(r, a->space);
+
+    if (!rc && fk_names_reader_get(&r->names, a->slot, a->key, &name, r->tokens) &&
+        name.hash == a->hash && (e.label = fk_node_events_label(r->node, name.label)) != FK_NONE) {
+        e.parent = name.parent;
+        e.root = name.root;
+        e.n_tokens = r->space->tokens_per_block;
+        e.nameless = 0;
+    }
+    e.label = e.nameless ? 0 : e.label;
+    return rc ? rc : fk_event_list_add(list, &e, r->tokens);
+}
+
+/* Names that are on disk only. Of what has gone since, the removed event is behind the cursor; what is
+ * in its slot now has another key. */
+static int add_all_absent(struct fk_node *node, const struct fk_absent_name *absent, uint32_t n,
+                          struct fk_event_list *list)
+{
+    struct absent_reader r = { .node = node };
     int rc = 0;
 
-    for (uint32_t i = 0; i < n && !rc; i++) {
-        if (!s || s->id != absent[i].space) {
-            fk_names_reader_end(&r);
-            free(fk_steal(tokens));
-            pthread_mutex_lock(&node->lock);
-            s = fk_node_space(node, absent[i].space);
-            pthread_mutex_unlock(&node->lock);
-            fk_names_reader_begin(&r, s->names_file, FK_NAMES_WINDOW_SMALL);
-            tokens = malloc(s->tokens_per_block * sizeof(*tokens));
-            if (!tokens)
-                return -ENOMEM;
-        }
-        struct fk_event e = { .id = fk_event_id(absent[i].key), .space = s->id,
-                              .hash = absent[i].hash, .kind = FK_EVENT_STORED,
-                              .medium = FK_MEDIUM_STORAGE, .nameless = 1 };
-        struct fk_stored_name name;
-        if (fk_names_reader_get(&r, absent[i].slot, absent[i].key, &name, tokens) &&
-            name.hash == absent[i].hash &&
-            (e.label = fk_node_events_label(node, name.label)) != FK_NONE) {
-            e.parent = name.parent;
-            e.root = name.root;
-            e.n_tokens = s->tokens_per_block;
-            e.nameless = 0;
-        }
-        rc = fk_event_list_add(&ev->list, &e, tokens);
-    }
-    fk_names_reader_end(&r);
+    for (uint32_t i = 0; i < n && !rc; i++)
+        rc = add_absent(&r, &absent[i], list);
+    if (r.space)
+        fk_names_reader_end(&r.names);
+    free(r.tokens);
     return rc;
 }
 
-static int local_walk(flexkv_events *ev, uint32_t max)
+int fk_node_events_walk(struct fk_node *node, uint32_t space, struct fk_view *view, uint32_t *at,
+                        struct fk_event_list *list)
 {
-    struct fk_core_present there[FK_FEED_PORTION];
-    struct fk_absent_name absent[FK_FEED_PORTION];
-    struct fk_node *node = node_of(ev);
+    struct fk_core_present there[WALK_PORTION];
+    struct fk_absent_name absent[WALK_PORTION];
     struct fk_space *s = NULL;
     uint32_t n_absent = 0;
     int rc = 0;
 
     pthread_mutex_lock(&node->lock);
-    uint32_t n = fk_core_present(node->core, &ev->walk_at, there, fk_min(max, (uint32_t)FK_FEED_PORTION));
+    uint32_t n = fk_core_present(node->core, at, there, WALK_PORTION);
     for (uint32_t i = 0; i < n && !rc; i++) {
         if (!s || s->id != there[i].space)
             s = fk_node_space(node, there[i].space);
-        if (!s || (ev->space != FK_NONE && ev->space != s->id))
+        if (!s || (space != FK_NONE && space != s->id))
             continue;
-        rc = fk_announce_present(&ev->list, &ev->view, s->names, &there[i], &absent[n_absent]);
+        rc = fk_announce_present(list, view, s->names, &there[i], &absent[n_absent]);
         n_absent += !rc && absent[n_absent].hash;
     }
     pthread_mutex_unlock(&node->lock);
-    return rc ? rc : add_absent(ev, absent, n_absent);
+    return rc ? rc : add_all_absent(node, absent, n_absent, list);
+}
+
+void fk_node_events_count(struct fk_node *node, uint64_t taken)
+{
+    pthread_mutex_lock(&node->lock);
+    node->events->taken += taken;
+    pthread_mutex_unlock(&node->lock);
+}
+
+/* ---- a subscription of this process ---- */
+
+#define node_of(ev) fk_local_node((ev)->node)
+
+static int local_start(flexkv_events *ev, bool resync)
+{
+    fk_node_events_start(node_of(ev), resync, &ev->cursor);
+    return 0;
+}
+
+static int local_fetch(flexkv_events *ev, uint32_t max, bool idle)
+{
+    return fk_node_events_fetch(node_of(ev), ev->space, &ev->cursor, &ev->list, max,
+                                idle ? FK_IDLE_LOCAL : FK_IDLE_NOT, ev);
+}
+
+static int local_walk(flexkv_events *ev)
+{
+    return fk_node_events_walk(node_of(ev), ev->space, &ev->view, &ev->walk_at, &ev->list);
 }
 
 static void local_count(flexkv_events *ev, uint32_t n)
 {
-    struct fk_node *node = node_of(ev);
-
-    pthread_mutex_lock(&node->lock);
-    node->events->taken += n;
-    pthread_mutex_unlock(&node->lock);
+    fk_node_events_count(node_of(ev), n);
 }
 
 static void local_leave(flexkv_events *ev)

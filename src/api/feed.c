@@ -13,7 +13,7 @@ _Static_assert((int)FK_MEDIUM_STORAGE == (int)FLEXKV_MEDIUM_STORAGE, "one enum")
 
 /* ---- a subscription ---- */
 
-static bool poke(flexkv_events *ev)
+bool fk_feed_poke(flexkv_events *ev)
 {
     uint64_t one = 1;
 
@@ -22,7 +22,7 @@ static bool poke(flexkv_events *ev)
 
 void fk_feed_wake(flexkv_events *ev)
 {
-    ev->armed = !poke(ev);
+    ev->armed = !fk_feed_poke(ev);
 }
 
 void fk_feed_quiet(flexkv_events *ev)
@@ -48,13 +48,15 @@ flexkv_events *fk_feed_create(flexkv_node *node, const struct fk_feed_ops *ops, 
     ev->ops = ops;
     ev->node = node;
     ev->space = space;
-    ev->cursor = UINT64_MAX;        /* never in the journal: the first take begins a walk */
+    ev->epoll_fd = -1;              /* no cursor yet: the first take begins a walk */
     return ev;
 }
 
 void fk_feed_free(flexkv_events *ev)
 {
     close(ev->fd);
+    if (ev->epoll_fd >= 0)
+        close(ev->epoll_fd);
     fk_view_fini(&ev->view);
     fk_event_list_free(&ev->list);
     fk_labels_fini(&ev->labels);
@@ -66,7 +68,7 @@ void fk_feed_orphan(flexkv_events *ev)
 {
     pthread_mutex_lock(&ev->lock);
     ev->node = NULL;
-    (void)poke(ev);
+    (void)fk_feed_poke(ev);
     pthread_mutex_unlock(&ev->lock);
 }
 
@@ -118,7 +120,7 @@ static int give(flexkv_events *ev, flexkv_event *out, size_t max)
         if (e->kind == FK_EVENT_STORED) {
             int rc = give_stored(ev, &out[n], e);
             if (rc < 0)
-                return n ? (int)n : rc;
+                return n ? (int)n : fk_api_fail(rc, "no memory for what a subscriber was told");
             n += (size_t)rc;
         } else if (fk_view_remove(&ev->view, e->id, e->medium, &item)) {
             give_removed(ev, &out[n++], &item);
@@ -167,7 +169,9 @@ static int look_on(flexkv_events *ev, flexkv_event *out, size_t max)
 {
     if (ev->state == FK_FEED_SWEEP)
         return sweep(ev, out, max);
-    int rc = ev->ops->walk(ev, FK_FEED_PORTION);
+    int rc = ev->ops->walk(ev);
+    if (rc == -ENOMEM)
+        fk_api_fail(rc, "no memory for KV events");
     if (rc < 0)
         return rc;
     if (ev->walk_at == FK_NONE)
@@ -175,7 +179,9 @@ static int look_on(flexkv_events *ev, flexkv_event *out, size_t max)
     return give(ev, out, max);
 }
 
-/* How many; -EAGAIN: nothing this time, but there is more to look at; 0: nothing at all. */
+/* How many; MORE: nothing this time, but there is more to look at; 0: nothing at all. */
+#define MORE INT32_MIN
+
 static int take_some(flexkv_events *ev, flexkv_event *out, size_t max)
 {
     int n = give(ev, out, max);
@@ -186,17 +192,19 @@ static int take_some(flexkv_events *ev, flexkv_event *out, size_t max)
     ev->live_turn = !ev->live_turn || ev->state == FK_FEED_LIVE;
     if (!ev->live_turn) {
         n = look_on(ev, out, max);
-        return n ? n : -EAGAIN;
+        return n ? n : MORE;
     }
     n = ev->ops->fetch(ev, FK_FEED_PORTION, ev->state == FK_FEED_LIVE);
     if (n == -ESTALE) {
-        n = begin(ev, ev->cursor != UINT64_MAX);
-        return n ? n : -EAGAIN;
+        n = begin(ev, ev->cursor.boot);
+        return n ? n : MORE;
     }
+    if (n == -ENOMEM)
+        fk_api_fail(n, "no memory for KV events");
     if (n < 0 || (!ev->list.n && ev->state == FK_FEED_LIVE))
         return n;
     n = give(ev, out, max);
-    return n ? n : -EAGAIN;
+    return n ? n : MORE;
 }
 
 FLEXKV_API int flexkv_events_take(flexkv_events *ev, flexkv_event *out, size_t max)
@@ -208,20 +216,22 @@ FLEXKV_API int flexkv_events_take(flexkv_events *ev, flexkv_event *out, size_t m
     pthread_mutex_lock(&ev->lock);
     do
         n = ev->node ? take_some(ev, out, max) : -ENOTCONN;
-    while (n == -EAGAIN);
+    while (n == MORE);
     if (n > 0)
         ev->ops->count(ev, (uint32_t)n);
+    if (n == -EAGAIN)
+        n = 0;
     if (n == -ENOMEM)
-        ev->cursor = UINT64_MAX;    /* what could not be taken up is found by a walk */
+        ev->cursor.boot = 0;        /* what could not be taken up is found by a walk */
     pthread_mutex_unlock(&ev->lock);
     if (n == -ENOTCONN)
-        return fk_api_fail(n, "the node is closed, or its daemon is not there");
-    return n < 0 ? fk_api_fail(n, "KV events: %s", strerror(-n)) : n;
+        return fk_api_fail(n, "the node is closed");
+    return n;
 }
 
 FLEXKV_API int flexkv_events_fd(flexkv_events *ev)
 {
-    return ev->fd;
+    return ev->epoll_fd >= 0 ? ev->epoll_fd : ev->fd;
 }
 
 FLEXKV_API int flexkv_events_again(flexkv_events *ev)
@@ -229,9 +239,9 @@ FLEXKV_API int flexkv_events_again(flexkv_events *ev)
     pthread_mutex_lock(&ev->lock);
     fk_view_clear(&ev->view);
     list_clear(ev);
-    ev->cursor = UINT64_MAX;
+    ev->cursor.boot = 0;
     ev->state = FK_FEED_LIVE;
-    (void)poke(ev);
+    (void)fk_feed_poke(ev);
     pthread_mutex_unlock(&ev->lock);
     return 0;
 }

@@ -72,6 +72,8 @@ struct fk_session *fk_session_create(struct fk_peer *peer);
 /* One request; -errno: the connection is no good. */
 int fk_session_handle(struct fk_session *session, const struct fk_msg *msg, const uint8_t *payload);
 int fk_session_flush(struct fk_session *session);
+/* There are events again: to a client that waits for them. */
+int fk_session_tell_of_events(struct fk_session *session);
 /* Answers what threads of their own have done meanwhile. */
 int fk_session_finish_slow(struct fk_session *session);
 /* Returns whether it had ever asked for a space: who only looks is no user. */
@@ -79,6 +81,17 @@ bool fk_session_destroy(struct fk_session *session);
 uint64_t fk_session_id(const struct fk_session *session);
 /* A completion of an operation whose user_data is a session's. */
 void fk_session_complete(const flexkv_completion *c);
+
+/* ---- session_events.c ---- */
+struct fk_session_events {          /* a request for events, and its answer */
+    struct fk_wire_events request;
+    uint32_t space;                 /* the core's; FK_NONE: all */
+    struct fk_wire_events_reply reply;
+    FK_VEC(uint8_t) body;           /* labels and events */
+};
+/* Any thread; WALK may wait for a disk. *armed: a note is wanted. -ESTALE, -ENOMEM, -EOPNOTSUPP, -EPROTO:
+ * with the message. */
+int fk_session_events_run(struct fk_node *node, struct fk_session_events *x, bool *armed);
 
 /* ---- server.c ---- */
 struct fk_server {

@@ -66,7 +66,8 @@ static void turn_away(struct fk_peer *p, int rc)
 
 static int greet_client(struct fk_peer *p)
 {
-    struct fk_wire_welcome_client w = { FK_WIRE_VERSION, (uint32_t)getpid() };
+    struct fk_wire_welcome_client w = { FK_WIRE_VERSION, (uint32_t)getpid(),
+                                        p->server->node->events != NULL, 0 };
     struct iovec v = { &w, sizeof(w) };
 
     p->session = fk_session_create(p);
@@ -320,6 +321,16 @@ static void finish_slow(struct fk_server *sv)
             p->gone = true;
 }
 
+static void tell_of_events(struct fk_server *sv)
+{
+    pthread_mutex_lock(&sv->node->lock);
+    bool news = fk_node_events_news(sv->node);
+    pthread_mutex_unlock(&sv->node->lock);
+    for (struct fk_peer *p = sv->peers; p && news; p = p->next)
+        if (p->session && !p->gone && fk_session_tell_of_events(p->session))
+            p->gone = true;
+}
+
 /* ---- the thread ---- */
 
 static void take_wake(struct fk_watch *source)
@@ -350,6 +361,8 @@ static void *server_main(void *arg)
             source->ready(source);
         }
         finish_slow(sv);
+        if (sv->node->events)
+            tell_of_events(sv);
         attach_agents(sv);
         reap(sv);
         /* Letting agents go marks their peers, whose end lets the instance go. */

@@ -35,6 +35,7 @@ struct slow {                       /* a request with a thread of its own */
     int rc;
     char error[FK_WIRE_TEXT];
     struct fk_instance *in;
+    struct fk_session_events events;
 };
 
 struct fk_session {
@@ -46,6 +47,7 @@ struct fk_session {
     FK_VEC(uint8_t) out;
     size_t out_at;                  /* sent so far */
     bool watching_write, user;
+    bool wants_note;                /* when there are events */
     struct session_op *ops;
     struct slow *slow;              /* under node->lock */
 };
@@ -143,7 +145,19 @@ static struct fk_namespace *namespace_of(const struct fk_session *s, uint32_t at
 static void free_slow(struct slow *job)
 {
     free(job->fingerprint);
+    fk_vec_free(&job->events.body);
     free(job);
+}
+
+static int run_slow(struct fk_node *node, struct slow *job)
+{
+    bool armed;
+
+    switch (job->type) {
+    case FK_WIRE_RESET: return fk_local_reset(&node->pub);
+    case FK_WIRE_EVENTS: return fk_session_events_run(node, &job->events, &armed);
+    default: return fk_instance_open(node, &job->desc, job->session_id, &job->in);
+    }
 }
 
 static void *slow_main(void *arg)
@@ -152,9 +166,7 @@ static void *slow_main(void *arg)
     struct fk_node *node = job->node;
     struct fk_server *sv = node->server;
 
-    job->rc = job->type == FK_WIRE_RESET
-              ? fk_local_reset(&node->pub)
-              : fk_instance_open(node, &job->desc, job->session_id, &job->in);
+    job->rc = run_slow(node, job);
     snprintf(job->error, sizeof(job->error), "%s", job->rc ? flexkv_last_error() : "");
     pthread_mutex_lock(&node->lock);
     job->over = true;
@@ -182,7 +194,7 @@ static int start_slow(struct fk_session *s, struct slow *job)
     job->session_id = s->id;
     if (atomic_fetch_add(&s->peer->server->n_slow, 1) >= SLOW_MAX) {
         atomic_fetch_sub(&s->peer->server->n_slow, 1);
-        return fk_api_fail(-EBUSY, "the daemon opens %u spaces already", SLOW_MAX);
+        return fk_api_fail(-EBUSY, "the daemon has %u slow requests under way already", SLOW_MAX);
     }
     pthread_mutex_lock(&s->node->lock);
     job->next = s->slow;
@@ -215,12 +227,22 @@ static int answer_space(struct fk_session *s, const struct slow *job)
     return reply(s, job->seq, 0, &r, sizeof(r));
 }
 
+static int answer_events(struct fk_session *s, const struct fk_session_events *x)
+{
+    struct { struct fk_wire_reply r; struct fk_wire_events_reply e; } head = {
+        { x->request.seq, 0 }, x->reply };
+
+    return answer(s, FK_WIRE_REPLY, &head, sizeof(head), x->body.data, x->body.len);
+}
+
 static int answer_slow(struct fk_session *s, const struct slow *job)
 {
     if (job->rc)
         return reply(s, job->seq, fk_api_fail(job->rc, "%s", job->error), NULL, 0);
     if (job->type == FK_WIRE_SPACE)
         return answer_space(s, job);
+    if (job->type == FK_WIRE_EVENTS)
+        return answer_events(s, &job->events);
     return reply(s, job->seq, 0, NULL, 0);
 }
 
@@ -435,6 +457,20 @@ static int handle_get(struct fk_session *s, const uint8_t *payload, size_t bytes
                                       &op->core_op));
 }
 
+/* What lies where in a put: keys, hashes, pages, tokens. */
+struct put_layout { uint64_t hashes, pages, tokens, end; };
+
+static struct put_layout layout_of(const struct fk_wire_put *r, uint32_t skipped, uint32_t per_block)
+{
+    uint64_t blocks = r->n - r->first;
+    struct put_layout l = { .hashes = sizeof(*r) + (uint64_t)(r->n - skipped) * sizeof(struct fk_key) };
+
+    l.pages = l.hashes + (r->named ? blocks * sizeof(uint64_t) : 0);
+    l.tokens = l.pages + blocks * sizeof(uint32_t);
+    l.end = l.tokens + (r->named ? blocks * per_block * sizeof(uint32_t) : 0);
+    return l;
+}
+
 static int handle_put(struct fk_session *s, const uint8_t *payload, size_t bytes)
 {
     struct fk_wire_put r;
@@ -443,17 +479,22 @@ static int handle_put(struct fk_session *s, const uint8_t *payload, size_t bytes
         return -EPROTO;
     memcpy(&r, payload, sizeof(r));
     struct fk_namespace *ns = namespace_of(s, r.ns);
-    if (!ns || r.first > r.n)
+    if (!ns || r.first > r.n || r.named > 1)
         return -EPROTO;
     uint32_t skipped = r.first ? r.first - 1 : 0;       /* keys that are not sent */
-    uint64_t key_bytes = (uint64_t)(r.n - skipped) * sizeof(struct fk_key);
-    if (bytes - sizeof(r) < key_bytes + (uint64_t)(r.n - r.first) * sizeof(uint32_t))
+    struct put_layout at = layout_of(&r, skipped, ns->instance->space->tokens_per_block);
+    if (bytes < at.end)
         return -EPROTO;
     const struct fk_key *keys = (const struct fk_key *)(const void *)(payload + sizeof(r));
     struct session_op *op = new_op(s, r.op);
     if (!op)
         return -ENOMEM;
-    flexkv_op_args args = args_of(op, payload + sizeof(r) + key_bytes, r.timeout_ms);
+    flexkv_op_args args = args_of(op, payload + at.pages, r.timeout_ms);
+    if (r.named) {
+        args.event_hashes = (const uint64_t *)(const void *)(payload + at.hashes);
+        args.event_tokens = (const uint32_t *)(const void *)(payload + at.tokens);
+        args.event_parent = r.event_parent;
+    }
     return started(s, op, fk_node_put(ns, keys, r.n - skipped, r.first - skipped, &args, r.op,
                                       &op->core_op));
 }
@@ -542,6 +583,68 @@ static int handle_compute_rate(struct fk_session *s, const uint8_t *payload, siz
     return 0;
 }
 
+static int handle_label(struct fk_session *s, const uint8_t *payload, size_t bytes)
+{
+    char lora[FK_LABEL_TEXT_MAX + 1] = "", salt[FK_LABEL_TEXT_MAX + 1] = "";
+    struct fk_wire_label r;
+
+    if (bytes < sizeof(r))
+        return -EPROTO;
+    memcpy(&r, payload, sizeof(r));
+    struct fk_namespace *ns = namespace_of(s, r.ns);
+    if (!ns || r.lora_bytes > FK_LABEL_TEXT_MAX || r.salt_bytes > FK_LABEL_TEXT_MAX ||
+        bytes - sizeof(r) < (size_t)r.lora_bytes + r.salt_bytes)
+        return -EPROTO;
+    memcpy(lora, payload + sizeof(r), r.lora_bytes);
+    memcpy(salt, payload + sizeof(r) + r.lora_bytes, r.salt_bytes);
+    (void)fk_local_namespace_label(&ns->pub, lora, salt);
+    return 0;
+}
+
+/* A walk may read names from disk: a thread of its own does it. */
+static int handle_events(struct fk_session *s, const uint8_t *payload, size_t bytes)
+{
+    struct fk_session_events x = { .space = FK_NONE };
+    bool armed = false;
+
+    if (bytes != sizeof(x.request))
+        return -EPROTO;
+    memcpy(&x.request, payload, sizeof(x.request));
+    const struct fk_instance *in = space_of(s, x.request.space);
+    if (x.request.space != FK_NONE && !in)
+        return reply(s, x.request.seq, fk_api_fail(-EINVAL, "no such space"), NULL, 0);
+    x.space = in ? in->space->id : FK_NONE;
+    if (x.request.what == FK_WIRE_EVENTS_WALK) {
+        struct slow *job = calloc(1, sizeof(*job));
+        if (!job)
+            return -ENOMEM;
+        job->type = FK_WIRE_EVENTS;
+        job->seq = x.request.seq;
+        job->events = x;
+        int rc = start_slow(s, job);
+        if (!rc)
+            return 0;
+        free_slow(job);
+        return reply(s, x.request.seq, rc, NULL, 0);
+    }
+    int rc = fk_session_events_run(s->node, &x, &armed);
+    s->wants_note |= armed;
+    rc = rc ? reply(s, x.request.seq, rc, NULL, 0) : answer_events(s, &x);
+    fk_vec_free(&x.body);
+    return rc;
+}
+
+int fk_session_tell_of_events(struct fk_session *s)
+{
+    static const uint64_t nothing;
+
+    if (!s->wants_note)
+        return 0;
+    s->wants_note = false;
+    int rc = answer(s, FK_WIRE_EVENTS_NOTE, &nothing, sizeof(nothing), NULL, 0);
+    return rc ? rc : fk_session_flush(s);
+}
+
 int fk_session_handle(struct fk_session *s, const struct fk_msg *msg, const uint8_t *payload)
 {
     int rc;
@@ -556,6 +659,8 @@ int fk_session_handle(struct fk_session *s, const struct fk_msg *msg, const uint
     case FK_WIRE_SPACE: rc = handle_space(s, payload, msg->bytes); break;
     case FK_WIRE_NAMESPACE: rc = handle_namespace(s, payload, msg->bytes); break;
     case FK_WIRE_COMPUTE_RATE: rc = handle_compute_rate(s, payload, msg->bytes); break;
+    case FK_WIRE_LABEL: rc = handle_label(s, payload, msg->bytes); break;
+    case FK_WIRE_EVENTS: rc = handle_events(s, payload, msg->bytes); break;
     case FK_WIRE_RESET:
     case FK_WIRE_STATS:
     case FK_WIRE_STATUS: rc = handle_call(s, msg->type, payload, msg->bytes); break;

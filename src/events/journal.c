@@ -108,3 +108,30 @@ int fk_event_list_add(struct fk_event_list *list, const struct fk_event *e, cons
     list->n++;
     return 0;
 }
+
+static bool sound(const struct fk_event *e, size_t left)
+{
+    return (e->kind == FK_EVENT_STORED || e->kind == FK_EVENT_REMOVED) && e->medium >= 1 &&
+           e->medium <= 3 && e->root <= 1 && e->nameless <= 1 && fk_event_bytes(e) <= left;
+}
+
+int fk_event_list_load(struct fk_event_list *list, const void *data, size_t bytes, uint32_t n)
+{
+    size_t at = 0, first = list->bytes.len;
+
+    if (fk_vec_reserve(&list->bytes, first + bytes))
+        return -ENOMEM;
+    if (bytes)
+        memcpy(list->bytes.data + first, data, bytes);
+    for (uint32_t i = 0; i < n; i++) {
+        const struct fk_event *e = (const void *)(list->bytes.data + first + at);
+        if (bytes - at < sizeof(*e) || !sound(e, bytes - at))
+            return -EPROTO;
+        at += fk_event_bytes(e);
+    }
+    if (at != bytes)
+        return -EPROTO;
+    list->bytes.len += bytes;
+    list->n += n;
+    return 0;
+}

@@ -81,6 +81,8 @@ void fk_event_list_clear(struct fk_event_list *list);
 void fk_event_list_free(struct fk_event_list *list);
 /* A copy of the event with these tokens (e->n_tokens of them). -ENOMEM. */
 int fk_event_list_add(struct fk_event_list *list, const struct fk_event *e, const uint32_t *tokens);
+/* Bytes from elsewhere: are they this many whole events that make sense? Then they are the list. */
+int fk_event_list_load(struct fk_event_list *list, const void *data, size_t bytes, uint32_t n);
 /* The event at *at bytes, which moves on; NULL: the end. */
 static inline struct fk_event *fk_event_list_next(const struct fk_event_list *list, size_t *at)
 {

@@ -19,7 +19,7 @@
 #include "flexkv/flexkv.h"
 
 #define FK_WIRE_MAGIC 0x464b5631u       /* "FKV1" */
-#define FK_WIRE_VERSION 2u              /* raised with every change here */
+#define FK_WIRE_VERSION 3u              /* raised with every change here */
 #define FK_WIRE_NAME 64
 #define FK_WIRE_INSTANCE 128
 #define FK_WIRE_TEXT 480
@@ -29,7 +29,9 @@ enum fk_wire_type {
     FK_WIRE_REPLY, FK_WIRE_COMPLETIONS,
     FK_WIRE_SPACE, FK_WIRE_NAMESPACE, FK_WIRE_MATCH, FK_WIRE_RELEASE, FK_WIRE_GET, FK_WIRE_PUT,
     FK_WIRE_PREFETCH, FK_WIRE_CANCEL, FK_WIRE_RESET, FK_WIRE_STATS, FK_WIRE_STATUS,
-    FK_WIRE_COMPUTE_RATE,
+    FK_WIRE_COMPUTE_RATE, FK_WIRE_LABEL, FK_WIRE_EVENTS,
+    FK_WIRE_LAST,                   /* of a client's requests */
+    FK_WIRE_EVENTS_NOTE,            /* to a client: there are events again, where there were none */
 };
 
 enum fk_wire_role { FK_WIRE_AGENT = 1, FK_WIRE_CLIENT = 2 };
@@ -50,7 +52,10 @@ struct fk_wire_welcome {
     uint32_t n_slots, n_jobs, command_bytes, report_bytes;
     uint32_t replica, replicas;
 };
-struct fk_wire_welcome_client { uint32_t version, pid; };
+struct fk_wire_welcome_client {
+    uint32_t version, pid;
+    uint32_t events, reserved;          /* the node keeps KV events: puts shall name their blocks */
+};
 
 /* ---- an agent's shared memory: cancel flags, commands, reports ---- */
 #define FK_AGENT_JOBS 256               /* under way at a time */
@@ -82,17 +87,41 @@ struct fk_wire_get {
 };
 struct fk_wire_put {
     uint64_t op;
-    uint32_t ns, first, n, timeout_ms;  /* keys from first - 1 (from 0 if first is 0), then pages */
+    uint32_t ns, first, n, timeout_ms;
+    uint64_t event_parent;
+    uint32_t named, reserved;           /* 1: with hashes and tokens */
+    /* keys from first - 1 (from 0 if first is 0); hashes (named); pages; tokens (named) */
 };
 struct fk_wire_prefetch { uint64_t op; uint32_t ns, n, timeout_ms, reserved; /* keys */ };
 struct fk_wire_cancel { uint64_t op; };
 struct fk_wire_call { uint32_t seq, reserved; };        /* RESET, STATS, STATUS */
+/* How routers know a namespace; both texts without 0. */
+struct fk_wire_label { uint32_t ns, lora_bytes, salt_bytes, reserved; };
+
+enum fk_wire_events_what { FK_WIRE_EVENTS_START = 1, FK_WIRE_EVENTS_FETCH, FK_WIRE_EVENTS_WALK };
+struct fk_wire_events {
+    uint32_t seq, what;
+    uint32_t space;                     /* FK_NONE: all */
+    uint32_t flag;                      /* START: it is a resync. FETCH: a note is wanted if there is nothing */
+    uint64_t boot, place;               /* FETCH: the cursor */
+    uint64_t taken;                     /* events given out since the last request */
+    uint32_t walk_at, reserved;         /* WALK */
+};
 struct fk_wire_compute_rate { uint32_t space, reserved; double tokens_per_second; };
 
 /* ---- answers ---- */
 struct fk_wire_reply { uint32_t seq; int32_t rc; /* error text if rc < 0, else: */ };
 struct fk_wire_space_reply { uint32_t space, scheme; uint8_t fingerprint[16]; };
 struct fk_wire_namespace_reply { uint32_t ns, reserved; };
+/* EVENTS: this, then labels, then events (struct fk_event, each with its tokens, multiples of 8). FETCH of
+ * a cursor that fell off: -ESTALE. */
+struct fk_wire_events_reply {
+    uint64_t boot, place;
+    uint32_t walk_at;                   /* FK_NONE: the walk is over */
+    uint32_t n_labels, label_bytes;
+    uint32_t n_events;
+};
+struct fk_wire_event_label { uint32_t number; uint16_t lora, salt; /* both texts, zeros to 8 */ };
 /* MATCH: flexkv_match_result; STATS: flexkv_stats; STATUS: the JSON text */
 struct fk_wire_completion {
     uint64_t op;

@@ -1,6 +1,7 @@
 /*
  * events_rig.h - what the tests of KV events share: puts that name their blocks, and a subscriber that
- * believes every event and checks that it makes sense. Included after api_rig.h.
+ * believes every event and checks that it makes sense. Included after api_rig.h or process_rig.h, with
+ * TOKENS_PER_BLOCK and MAX_CHAIN.
  */
 #ifndef FK_TESTS_EVENTS_RIG_H
 #define FK_TESTS_EVENTS_RIG_H
@@ -19,6 +20,7 @@ static inline void tokens_of(uint32_t chain, uint32_t first, uint32_t n, uint32_
         tokens[i] = chain * 1000003 + first * TOKENS_PER_BLOCK + i;
 }
 
+#ifdef FK_TESTS_API_RIG_H
 /* Puts blocks [first, n) of the chain, with their names, into ns. */
 static inline flexkv_completion put_named_in(struct api *a, flexkv_namespace *ns, uint32_t chain,
                                              uint32_t first, uint32_t n)
@@ -47,6 +49,7 @@ static inline flexkv_completion put_named(struct api *a, uint32_t chain, uint32_
 {
     return put_named_in(a, a->ns, chain, 0, n);
 }
+#endif
 
 /* ---- a router that believes what it is told ---- */
 

@@ -151,6 +151,8 @@ static inline void worker_end(struct worker *w)
 
 /* ---- a daemon ---- */
 
+static bool rig_events;                 /* nodes opened from now on keep KV events */
+
 static inline flexkv_config *small_config(const char *cpu, const char *ssd_dir)
 {
     flexkv_config *c;
@@ -160,6 +162,8 @@ static inline flexkv_config *small_config(const char *cpu, const char *ssd_dir)
     assert_int_equal(flexkv_config_set(c, "worker_timeout_ms", "5000"), 0);
     assert_int_equal(flexkv_config_set(c, "server_timeout_ms", "600"), 0);
     assert_int_equal(flexkv_config_set(c, "op_timeout_ms", "4000"), 0);
+    assert_int_equal(flexkv_config_set(c, "enable_kv_events", rig_events ? "1" : "0"), 0);
+    assert_int_equal(flexkv_config_set(c, "kv_events_buffer_mb", "8K"), 0);
     if (ssd_dir) {
         assert_int_equal(flexkv_config_set(c, "ssd_cache_gb", "4M"), 0);
         assert_int_equal(flexkv_config_set(c, "ssd_cache_dir", ssd_dir), 0);
