@@ -4,6 +4,7 @@
 
 #include <sys/eventfd.h>
 
+#include "base/plant.h"
 #include "flexkv/flexkv.h"
 
 _Static_assert((int)FK_EVENT_STORED == (int)FLEXKV_EVENT_STORED, "one enum");
@@ -144,7 +145,8 @@ static int begin(flexkv_events *ev, bool resync)
 
     if (rc)
         return rc;
-    fk_view_round_begin(&ev->view);
+    if (!FK_BUG(14))
+        fk_view_round_begin(&ev->view);
     list_clear(ev);
     ev->walk_at = 0;
     ev->state = FK_FEED_WALK;

@@ -1,6 +1,8 @@
 /* announce.c - see announce.h. */
 #include "events/announce.h"
 
+#include "base/plant.h"
+
 static void removed(struct fk_journal *j, const struct fk_core_event *c, uint8_t medium,
                     uint64_t hash)
 {
@@ -94,7 +96,7 @@ int fk_announce_present(struct fk_event_list *list, struct fk_view *view,
     int rc = named ? present_in(list, view, names, p, FK_MEDIUM_CPU) : 0;
 
     absent->hash = 0;
-    if (rc || !hash)
+    if (rc || !hash || (FK_BUG(15) && !named))
         return rc;
     if (named && names->name[cpu].hash == hash)
         return present_in(list, view, names, p, FK_MEDIUM_STORAGE);

@@ -128,6 +128,7 @@ static void step(struct sim *s)
     uint64_t wake = fk_core_next_wakeup(s->core);
     if (wake <= s->now && (sim_chance(s, 2) || wake + sim_slack(s) <= s->now))
         sim_tick(s);
+    sim_events_step(s);
     sim_check_cheap(s);
     if (s->step % s->config.scan_every == 0)
         sim_check_full(s);

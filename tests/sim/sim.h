@@ -7,6 +7,7 @@
  *   sim_engine.c   disks          sim_agent.c   copy engines, one per space and rank
  *   sim_caller.c   the engine that asks: match get put prefetch cancel ...
  *   sim_model.c    the reference: keys, their bytes, events, leases, slots in use
+ *   sim_events.c   KV events: names, journal, a subscriber
  *   sim_check.c    full scans, quiet points, what a restart must find
  *
  * One process, one thread, one seed: no real clock, no I/O but the directories that hold
@@ -160,6 +161,7 @@ struct sim {
     struct sim_disk disk;
     struct sim_engine *engine;
     struct fk_core *core;
+    struct sim_events *events;
     struct sim_space space[SIM_MAX_SPACES];
     uint32_t epoch;                         /* resets so far: bytes carry it */
     uint32_t quiet_epoch;                   /* at the last quiet point */
@@ -259,6 +261,20 @@ void sim_dirs_step(struct sim *s);
 void sim_dirs_back(struct sim *s);
 bool sim_disk_trusted(const struct sim *s);     /* no faults but crashes of the process */
 uint32_t sim_slack(const struct sim *s);        /* how late a tick may come */
+
+/* ---- sim_events.c ---- */
+void sim_events_create(struct sim *s);
+void sim_events_destroy(struct sim *s);
+void sim_events_open(struct sim *s);            /* a node's life begins, and ends */
+enum sim_end { SIM_END_CLEAN, SIM_END_CRASH, SIM_END_POWER };
+void sim_events_forget(struct sim *s, enum sim_end end);
+void sim_events_found(struct sim *s, uint32_t space);   /* s->found: what a restart found */
+void sim_events_told(struct sim *s, const struct fk_core_event *e);
+void sim_events_put(struct sim *s, uint32_t space, const uint32_t *keys, const uint32_t *slots,
+                    uint32_t n);
+void sim_events_io(struct sim *s, uint32_t space, const struct fk_core_ssd_req *r);
+void sim_events_step(struct sim *s);
+void sim_events_check(struct sim *s);           /* at rest */
 
 /* ---- sim_check.c ---- */
 void sim_check_cheap(struct sim *s);

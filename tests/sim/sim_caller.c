@@ -470,6 +470,7 @@ static void act_put(struct sim *s, uint32_t space, const struct sim_prompt *p)
     struct fk_key keys[SIM_MAX_CHAIN];
     uint64_t id = 0;
     uint32_t n = sim_chance(s, 4) ? sim_range(s, 1, p->n) : p->n, first = 0;
+    uint32_t slots[SIM_MAX_CHAIN];
 
     while (first < n - 1 && (s->keys.data[p->keys[first]].there[0] ||
                              s->keys.data[p->keys[first]].there[1]))
@@ -485,6 +486,7 @@ static void act_put(struct sim *s, uint32_t space, const struct sim_prompt *p)
     key_values(s, p->keys, n, keys);
     fill_pages(s, op);
     sim_expire_leases(s);
+    args.slots = slots;
     int rc = fk_core_put(s->core, s->space[space].instance, s->space[space].group[p->ns], keys, n, first,
                          &args, s->now, &id);
     SIM_TRACE(s, "put space %u ns %u [%u,%u) last key %u -> %d op %u", space, p->ns, first, n,
@@ -492,6 +494,7 @@ static void act_put(struct sim *s, uint32_t space, const struct sim_prompt *p)
     SIM_CHECK(s, rc == 0, "put refused: %d", rc);
     op->id = id;
     sim_after(s, SIM_CALL_PUT);
+    sim_events_put(s, space, p->keys + first, slots, n - first);
 }
 
 static void act_prefetch(struct sim *s, uint32_t space, const struct sim_prompt *p)

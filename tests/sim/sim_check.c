@@ -200,6 +200,7 @@ void sim_quiesce(struct sim *s)
     come_to_rest(s);
     sim_check_full(s);
     check_rest(s);
+    sim_events_check(s);
     s->config = c;
     s->faults_now = c.faults;
     s->rough_since_quiet = false;

@@ -257,6 +257,7 @@ static void take_events(struct sim *s, enum sim_call call)
             SIM_TRACE(s, "  event key %u tier %u %s", k, ev[i].tier,
                       ev[i].stored ? "stored" : "removed");
             sim_mix(s, k * 4 + ev[i].tier * 2 + ev[i].stored);
+            sim_events_told(s, &ev[i]);
             if (ev[i].stored)
                 check_stored(s, k, ev[i].tier);
             else

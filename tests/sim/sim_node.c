@@ -173,6 +173,7 @@ static void recover_space(struct sim *s, uint32_t i)
         s->found.data[k] = s->found.data[j];
         s->found.data[j] = t;
     }
+    sim_events_found(s, i);
     int64_t n = fk_core_recover(s->core, sp->id, s->found.data, (uint32_t)s->found.len);
     SIM_CHECK(s, n >= 0 && n <= (int64_t)s->found.len, "fk_core_recover: %lld", (long long)n);
     sim_after(s, SIM_CALL_RECOVER);
@@ -190,6 +191,7 @@ static void node_open(struct sim *s)
     s->engine = sim_engine_create(&s->disk, &s->faults_now, &s->now, fk_rng_next(&s->rng));
     int rc = fk_core_create(&s->config.core, &s->core);
     SIM_CHECK(s, rc == 0, "fk_core_create: %d", rc);
+    sim_events_open(s);
     for (uint32_t i = 0; i < s->config.n_spaces; i++) {
         add_space(s, i);
         for (uint32_t k = 0; k < s->space[i].config->cpu_slots; k++)
@@ -209,6 +211,7 @@ void sim_node_create(struct sim *s, const char *base)
     sim_disk_init(&s->disk, base, s->config.n_dirs, s->config.power_loss);
     for (uint32_t i = 0; i < s->config.n_spaces; i++)
         space_create(s, i);
+    sim_events_create(s);
     node_open(s);
 }
 
@@ -226,10 +229,11 @@ static void node_gone(struct sim *s)
     s->engine = NULL;
 }
 
-static void forget_process(struct sim *s)
+static void forget_process(struct sim *s, enum sim_end end)
 {
     for (uint32_t i = 0; i < s->config.n_spaces && s->config.faults.tables; i++)
         s->space[i].epoch_floor = 0;    /* the header of a reset may have been lost */
+    sim_events_forget(s, end);
     fk_core_destroy(s->core);
     s->core = NULL;
     sim_agents_forget(s);
@@ -265,7 +269,7 @@ void sim_crash(struct sim *s, bool power)
     }
     s->tables_damaged |= power;     /* headers are not synced: a new store's may be lost in part */
     s->crashes++;
-    forget_process(s);
+    forget_process(s, power ? SIM_END_POWER : SIM_END_CRASH);
     sim_dirs_back(s);
     node_open(s);
 }
@@ -283,14 +287,15 @@ void sim_reopen(struct sim *s)
     node_gone(s);
     for (uint32_t i = 0; i < s->config.n_spaces; i++)
         s->space[i].epoch_floor = fk_min(s->space[i].epoch_floor, s->space[i].disk_epoch);
-    forget_process(s);
+    forget_process(s, SIM_END_CLEAN);
     node_open(s);
 }
 
 void sim_node_destroy(struct sim *s)
 {
     node_gone(s);
-    forget_process(s);
+    forget_process(s, SIM_END_CLEAN);
+    sim_events_destroy(s);
     for (uint32_t i = 0; i < s->config.n_spaces; i++)
         space_free(&s->space[i]);
     sim_disk_free(&s->disk);
@@ -412,6 +417,7 @@ static bool take_requests(struct sim *s, uint32_t max)
         bool io = reqs[i].kind == FK_SSD_READ || reqs[i].kind == FK_SSD_WRITE;
         if (io) {
             track_request(s, &reqs[i], space);
+            sim_events_io(s, space, &reqs[i]);
             batch[len++] = ssd_req(&s->space[space], &reqs[i]);
         }
         if (len && (!io || i + 1 == n || reqs[i + 1].space != reqs[i].space)) {
