@@ -19,6 +19,7 @@ struct bench_result {
 
 /* Each writes up to max results and returns how many, or -errno. */
 int bench_index(struct bench_result *out, int max);
+int bench_events(struct bench_result *out, int max);
 int bench_hash(struct bench_result *out, int max);
 int bench_copy(struct bench_result *out, int max);
 int bench_gpu(struct bench_result *out, int max);

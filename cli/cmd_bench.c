@@ -28,6 +28,7 @@ static const struct {
     const char *help;
 } groups[] = {
     { "index", bench_index, "match and put of 512 blocks at an index of a million" },
+    { "events", bench_events, "what KV events add to a put of 512 blocks" },
     { "hash", bench_hash, "deriving keys, and the checksum" },
     { "copy", bench_copy, "engine pages <-> cpu slots in host memory" },
     { "gpu", bench_gpu, "engine pages in GPU memory <-> cpu slots; needs a GPU" },

@@ -2,14 +2,15 @@
  * cmd_fsck.c - `flexkv fsck DIR[;DIR...]`: checks and repairs an SSD store off line. Touches
  * the store's files, under their lock; called by main, one thread.
  */
+#include <dirent.h>
 #include <getopt.h>
 #include <inttypes.h>
 #include <stdio.h>
 
 #include "base/util.h"
 #include "cmd.h"
+#include "events/names_file.h"
 #include "tier/ssd.h"
-
 
 enum { CLEAN = 0, FINDINGS = 1, TROUBLE = 2 };
 
@@ -25,7 +26,8 @@ static void usage(FILE *to)
     fputs("usage: flexkv fsck DIR[;DIR...] [--name NAME] [--data] [--repair] [--json]\n"
           "\n"
           "Checks an SSD store while no node uses it: headers, slot records, parents and\n"
-          "duplicates. Give all directories of the store, in the order of ssd_cache_dir.\n"
+          "duplicates, and the names that its blocks have for KV events (a damaged name costs an\n"
+          "event, no block: it is counted and needs no repair). Give all directories of the store, in the order of ssd_cache_dir.\n"
           "\n"
           "  --name NAME  only this store; default: all in the first directory\n"
           "  --data       read every block too and check its checksum\n"
@@ -50,13 +52,15 @@ static uint64_t findings(const struct fk_ssd_fsck *r)
     return r->bad_header + r->bad_record + r->duplicate + r->orphan + r->bad_data;
 }
 
-static void print_counts(const struct fk_ssd_fsck *r, bool json)
+static void print_counts(const struct fk_ssd_fsck *r, const struct fk_names_fsck *names, bool json)
 {
     const struct { const char *name; uint64_t n; } counts[] = {
         { "slots", r->slots }, { "valid", r->valid }, { "empty", r->empty },
         { "old_epoch", r->old_epoch }, { "bad_header", r->bad_header },
         { "bad_record", r->bad_record }, { "duplicate", r->duplicate },
         { "orphan", r->orphan }, { "bad_data", r->bad_data }, { "repaired", r->repaired },
+        { "names", names->records }, { "bad_names", names->damaged }, { "labels", names->labels },
+        { "bad_labels", names->bad_labels },
     };
 
     for (size_t i = 0; i < fk_array_size(counts); i++) {
@@ -79,6 +83,26 @@ static uint32_t split_dirs(char *list, const char **dirs)
     return n;
 }
 
+/* All stores' names files in the directories, or one's. */
+static void check_names(const char *const *dirs, uint32_t n_dirs, const char *name,
+                        struct printer *p, struct fk_names_fsck *out)
+{
+    for (uint32_t i = 0; i < n_dirs; i++) {
+        DIR *dir = opendir(dirs[i]);
+        for (struct dirent *e; dir && (e = readdir(dir));) {
+            size_t len = strlen(e->d_name);
+            char of[256];
+            if (len <= 6 || strcmp(e->d_name + len - 6, ".names") != 0)
+                continue;
+            snprintf(of, sizeof(of), "%.*s", (int)(len - 6), e->d_name);
+            if (!name || strcmp(name, of) == 0)
+                (void)fk_names_file_fsck(dirs[i], of, out, print_line, p);
+        }
+        if (dir)
+            closedir(dir);
+    }
+}
+
 int cmd_fsck(int argc, char **argv)
 {
     static const struct option options[] = {
@@ -90,6 +114,7 @@ int cmd_fsck(int argc, char **argv)
     bool data = false, repair = false;
     struct printer p = { 0 };
     struct fk_ssd_fsck result;
+    struct fk_names_fsck names = { 0 };
     int c;
 
     optind = 0;
@@ -117,6 +142,7 @@ int cmd_fsck(int argc, char **argv)
         fprintf(stderr, "flexkv fsck: %s\n", strerror(-rc));
         return TROUBLE;
     }
-    print_counts(&result, p.json);
+    check_names(dirs, n_dirs, name, &p, &names);
+    print_counts(&result, &names, p.json);
     return findings(&result) > result.repaired ? FINDINGS : CLEAN;
 }

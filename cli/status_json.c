@@ -54,7 +54,8 @@ static void read_stats(const json_t *o, struct flexkv_stats *s)
         { "put_dropped_blocks", &s->put_dropped_blocks }, { "blocks", &s->blocks },
         { "index_bytes", &s->index_bytes }, { "leases", &s->leases },
         { "operations", &s->operations }, { "write_backlog_blocks", &s->write_backlog_blocks },
-        { "declined_blocks", &s->declined_blocks },
+        { "declined_blocks", &s->declined_blocks }, { "events", &s->events },
+        { "events_taken", &s->events_taken }, { "event_resyncs", &s->event_resyncs },
     };
 
     for (size_t i = 0; i < fk_array_size(fields); i++)

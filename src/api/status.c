@@ -36,6 +36,8 @@ static json_t *stats_json(const flexkv_stats *s)
         { "put_blocks", s->put_blocks }, { "put_dropped_blocks", s->put_dropped_blocks },
         { "blocks", s->blocks }, { "index_bytes", s->index_bytes }, { "leases", s->leases },
         { "operations", s->operations }, { "write_backlog_blocks", s->write_backlog_blocks },
+        { "events", s->events }, { "events_taken", s->events_taken },
+        { "event_resyncs", s->event_resyncs },
     };
     json_t *o = json_object();
 

@@ -2,6 +2,8 @@
  * test_api_events_ssd.c - KV events of a node with an SSD tier: both tiers, the way there and back,
  * restarts, names that are damaged or can't be written.
  */
+#include <pthread.h>
+
 #include "api_rig.h"
 #include "events_rig.h"
 
@@ -175,6 +177,75 @@ static void random_traffic_keeps_the_router_right(void **state)
     }
 }
 
+struct taker {
+    flexkv_events *ev;
+    struct router r;
+    _Atomic bool stop;
+    uint32_t portion;
+    bool naps;
+};
+
+/* Asserts of cmocka belong to the test's own thread: what does not make sense is counted. */
+static void *taker_main(void *arg)
+{
+    struct taker *t = arg;
+    flexkv_event e[64];
+
+    while (!t->stop) {
+        int n = flexkv_events_take(t->ev, e, t->portion);
+        for (int i = 0; i < n; i++) {
+            int at = router_find(&t->r, e[i].hash, e[i].medium);
+            bool stored = e[i].kind == FLEXKV_EVENT_STORED;
+            if (stored != (at < 0) || (stored && e[i].tokens[0] == 0xffffffff))
+                abort();
+            if (stored) {
+                t->r.block[t->r.n].hash = e[i].hash;
+                t->r.block[t->r.n++].medium = e[i].medium;
+            } else {
+                t->r.block[at] = t->r.block[--t->r.n];
+            }
+        }
+        if (!n || t->naps)
+            usleep(t->naps ? 3000 : 100);
+    }
+    return NULL;
+}
+
+static void subscribers_of_other_threads(void **state)
+{
+    static struct taker taker[3];
+    pthread_t thread[3];
+    uint64_t rng = 77;
+    struct api a;
+
+    make_dirs(&a);
+    open_node(&a, options_for(&a, MORE("ssd_cache_blocks", "100", "kv_events_buffer_mb", "4K")));
+    for (int i = 0; i < 3; i++) {
+        taker[i] = (struct taker){ .ev = subscribe(&a), .portion = i == 2 ? 2 : 64, .naps = i == 2 };
+        assert_int_equal(pthread_create(&thread[i], NULL, taker_main, &taker[i]), 0);
+    }
+    for (int i = 0; i < 400; i++) {
+        uint32_t c = fk_rng_below(&rng, 30);
+        if (fk_rng_below(&rng, 3))
+            put_named(&a, c, 1 + fk_rng_below(&rng, 16));
+        else
+            get_and_check(&a, c, 16);
+        if (i == 200)
+            assert_int_equal(flexkv_reset(a.node), 0);
+    }
+    wait_written(a.node);
+    for (int i = 0; i < 3; i++) {
+        taker[i].stop = true;
+        pthread_join(thread[i], NULL);
+        router_take(&taker[i].r, taker[i].ev, 64);
+        expect_the_truth(&a, &taker[i].r);
+        flexkv_events_close(taker[i].ev);
+    }
+    print_message("%llu resyncs\n", (unsigned long long)stats_of(a.node).event_resyncs);
+    close_node(&a);
+    remove_dirs(&a);
+}
+
 /* ---- damage ---- */
 
 static void damage_file(const char *dir, const char *ending, uint64_t *rng, uint32_t flips)
@@ -344,6 +415,7 @@ int main(void)
         cmocka_unit_test(both_tiers_are_told),
         cmocka_unit_test(a_restart_announces_what_is_left),
         cmocka_unit_test(random_traffic_keeps_the_router_right),
+        cmocka_unit_test(subscribers_of_other_threads),
         cmocka_unit_test(damaged_names_make_no_wrong_events),
         cmocka_unit_test(names_that_cannot_be_written_harm_no_block),
         cmocka_unit_test(foreign_names_are_made_anew),
