@@ -177,8 +177,8 @@ uint32_t fk_core_take_completions(struct fk_core *core, struct flexkv_completion
 
 uint32_t fk_core_take_events(struct fk_core *core, struct fk_core_event *out, uint32_t max)
 {
-    const struct fk_index_event *ev = core->ix.events.data + core->events_taken;
     uint32_t n = (uint32_t)fk_min(core->ix.events.len - core->events_taken, (size_t)max);
+    const struct fk_index_event *ev = n ? core->ix.events.data + core->events_taken : NULL;
 
     for (uint32_t i = 0; i < n; i++)
         out[i] = (struct fk_core_event){ .key = ev[i].key, .parent = ev[i].parent,
