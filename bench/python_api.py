@@ -49,7 +49,7 @@ class Rig:
             self.node = flexkv.Node.connect(address)
         else:
             config = flexkv.Config()
-            config.set("cpu_cache_blocks", str((2 * rounds + 2) * n_blocks))
+            config.set("cpu_cache_blocks", str((2 * (rounds + 31) if events else rounds + 2) * n_blocks))
             config.set("enable_kv_events", str(int(events)))
             config.set("log_level", "WARNING")
             self.node = flexkv.Node.open(config)

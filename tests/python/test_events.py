@@ -10,7 +10,7 @@ import threading
 import pytest
 
 import flexkv
-from conftest import finish, open_node
+from conftest import Memory, finish, open_node
 
 BLOCK = 4
 
@@ -184,3 +184,30 @@ def test_closing_while_others_take(make_rig):
     for thread in threads:
         thread.join(20)
         assert not thread.is_alive()
+
+
+def test_a_daemons_events(tmp_path):
+    address = f"ipc://{tmp_path}/daemon"
+    daemon = open_node(enable_kv_events=1)
+    daemon.serve(address)
+    node = flexkv.Node.connect(address)
+    memory = Memory(64)
+    space = node.space(fingerprint=b"test-model", tokens_per_block=BLOCK, slice_bytes=memory.slice_bytes)
+    space.register(0, memory.regions(0))
+    namespace = space.namespace("tenant")
+    namespace.label(cache_salt="salt")
+    events, all_events = node.events(space), node.events()
+    assert events.take() == []
+    hashes, tokens = names(3, 0, 6)
+    keys = namespace.keys_from_tokens(tokens)
+    op = namespace.put(keys, 0, list(range(6)), event_hashes=hashes, event_tokens=tokens)
+    assert finish(node, op).blocks_ok == 6
+    expected = [(True, "CPU", [number(h) for h in hashes], None, tokens, BLOCK, None, "salt")]
+    assert select.select([events.fileno()], [], [], 10)[0]
+    assert events.take() == expected
+    assert all_events.take() == expected
+    node.reset()
+    assert select.select([events.fileno()], [], [], 10)[0]
+    assert [(e[0], sorted(e[2])) for e in events.take()] == [(False, sorted(number(h) for h in hashes))]
+    node.close()
+    daemon.close()
