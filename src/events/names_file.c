@@ -49,7 +49,7 @@ struct dir {
     char *names_path, *labels_path;
     int names, labels;                  /* -1: not usable */
     uint64_t labels_end;
-    FK_VEC(uint64_t) written;           /* ids of labels that are in the file; sorted */
+    struct id_set { uint64_t *ids; uint32_t mask, n; } written;     /* labels that are in the file */
 };
 
 struct fk_names_file {
@@ -92,6 +92,58 @@ static void failed(struct fk_names_file *nf, const char *path)
     if (!nf->told)
         fk_warn("%s: %s; blocks there may make no KV events after a restart", path, strerror(errno));
     nf->told = true;
+}
+
+/* ---- which labels are in a file: open addressing; 0 is a free place ---- */
+
+static uint64_t *id_place(const struct id_set *set, uint64_t id)
+{
+    uint32_t at = (uint32_t)id & set->mask;
+
+    while (set->ids[at] && set->ids[at] != id)
+        at = (at + 1) & set->mask;
+    return &set->ids[at];
+}
+
+static bool is_written(const struct dir *d, uint64_t id)
+{
+    return d->written.ids && *id_place(&d->written, id) == id;
+}
+
+static int id_set_grow(struct id_set *set)
+{
+    struct id_set old = *set;
+    uint32_t size = old.ids ? (old.mask + 1) * 2 : 64;
+
+    if (old.ids && old.n * 2 <= old.mask)
+        return 0;
+    set->ids = calloc(size, sizeof(*set->ids));
+    if (!set->ids) {
+        set->ids = old.ids;
+        return -ENOMEM;
+    }
+    set->mask = size - 1;
+    for (uint32_t i = 0; old.ids && i <= old.mask; i++)
+        if (old.ids[i])
+            *id_place(set, old.ids[i]) = old.ids[i];
+    free(old.ids);
+    return 0;
+}
+
+/* Without memory the label is just appended again. */
+static void note_written(struct dir *d, uint64_t id)
+{
+    if (id_set_grow(&d->written))
+        return;
+    uint64_t *at = id_place(&d->written, id);
+    d->written.n += !*at;
+    *at = id;
+}
+
+static void forget_written(struct dir *d)
+{
+    free(d->written.ids);
+    d->written = (struct id_set){ 0 };
 }
 
 /* ---- geometry, as in tier/ssd_format.h ---- */
@@ -239,7 +291,7 @@ void fk_names_file_close(struct fk_names_file *nf)
             close(d->labels);
         free(d->names_path);
         free(d->labels_path);
-        fk_vec_free(&d->written);
+        forget_written(d);
     }
     free(nf->buf);
     free(nf);
@@ -284,39 +336,6 @@ size_t fk_labels_parse(const void *data, size_t bytes, struct fk_labels *labels)
         at += label_bytes(&h);
     }
     return at;
-}
-
-/* Where id is, or would stand. */
-static size_t written_place(const struct dir *d, uint64_t id)
-{
-    size_t lo = 0, hi = d->written.len;
-
-    while (lo < hi) {
-        size_t mid = (lo + hi) / 2;
-        if (d->written.data[mid] < id)
-            lo = mid + 1;
-        else
-            hi = mid;
-    }
-    return lo;
-}
-
-static bool is_written(const struct dir *d, uint64_t id)
-{
-    size_t at = written_place(d, id);
-
-    return at < d->written.len && d->written.data[at] == id;
-}
-
-/* Without memory the label is just appended again. */
-static void note_written(struct dir *d, uint64_t id)
-{
-    size_t at = written_place(d, id);
-
-    if (fk_vec_push(&d->written, id))
-        return;
-    memmove(d->written.data + at + 1, d->written.data + at, (d->written.len - 1 - at) * sizeof(id));
-    d->written.data[at] = id;
 }
 
 static bool append_label(struct fk_names_file *nf, struct dir *d, uint64_t id, const char *lora,
@@ -374,13 +393,13 @@ void fk_names_file_trim_labels(struct fk_names_file *nf, const struct fk_labels 
 {
     for (uint32_t i = 0; i < nf->header.n_dirs; i++) {
         struct dir *d = &nf->dirs[i];
-        if (d->labels < 0 || d->written.len < 2 * needed->list.len + TRIM_FROM)
+        if (d->labels < 0 || d->written.n < 2 * needed->list.len + TRIM_FROM)
             continue;
         if (ftruncate(d->labels, PAGE) < 0) {
             failed(nf, d->labels_path);
             continue;
         }
-        d->written.len = 0;
+        forget_written(d);
         d->labels_end = PAGE;
         for (uint32_t k = 1; k < needed->list.len; k++) {
             const struct fk_label *l = fk_labels_at(needed, k);
