@@ -3,10 +3,10 @@
  * used by several threads at random, every byte got checked. Public API only.
  *
  *   crash_node run  DIRS SEED     works until it is killed; prints "open BLOCKS" once it is open
- *   crash_node list DIRS          prints "open BLOCKS"; for each chain "chain KNOWN KEY KEY ..."; then
- *                                 gets it all: "checked GOT FAILED"
+ *   crash_node list DIRS          prints "open BLOCKS"; "named BLOCKS" that were announced as KV events; for
+ *                                 each chain "chain KNOWN KEY KEY ..."; then gets it all: "checked GOT FAILED"
  *
- * Exit status: 1 the node refused (the reason on stderr), 3 wrong bytes, 4 no completion in time.
+ * Exit status: 1 the node refused (the reason on stderr), 3 wrong bytes or events, 4 no completion in time.
  */
 #include <pthread.h>
 #include <stdatomic.h>
@@ -53,10 +53,12 @@ static void open_node(const char *dirs)
     set(c, "ssd_cache_blocks", ssd);
     set(c, "ssd_cache_dir", dirs);
     set(c, "log_level", "WARNING");
+    set(c, "enable_kv_events", "1");
     must(flexkv_node_open(c, &node), "open");
     flexkv_config_destroy(c);
     must(flexkv_space_open(node, &d, &space), "space");
     must(flexkv_namespace_open(space, NULL, 0, &ns), "namespace");
+    must(flexkv_namespace_label(ns, "lora", "salt"), "label");
     for (uint32_t r = 0; r < RANKS; r++) {
         memory[r] = malloc((size_t)PAGES * SLICE);
         flexkv_region region = { memory[r], SLICE, SLICE, PAGES };
@@ -68,12 +70,17 @@ static void open_node(const char *dirs)
 }
 
 /* Four chains each have their first blocks in common. */
+static void tokens_of(uint32_t chain, uint32_t *tokens)
+{
+    for (uint32_t i = 0; i < LEN * TOKENS_PER_BLOCK; i++)
+        tokens[i] = i + 1000 * (i < SHARED * TOKENS_PER_BLOCK ? chain / 4 : 1000 + chain);
+}
+
 static void keys_of(uint32_t chain, flexkv_key *keys)
 {
     uint32_t tokens[LEN * TOKENS_PER_BLOCK];
 
-    for (uint32_t i = 0; i < LEN * TOKENS_PER_BLOCK; i++)
-        tokens[i] = i + 1000 * (i < SHARED * TOKENS_PER_BLOCK ? chain / 4 : 1000 + chain);
+    tokens_of(chain, tokens);
     flexkv_keys_from_tokens(ns, NULL, tokens, LEN * TOKENS_PER_BLOCK, keys);
 }
 
@@ -151,14 +158,24 @@ static uint32_t get_chain(const flexkv_key *keys, uint32_t n, uint32_t first_pag
     return c.blocks_ok;
 }
 
-static void put_chain(const flexkv_key *keys, uint32_t n, uint32_t first_page)
+/* What the engine calls a block: half of its key. */
+static uint64_t hash_of(flexkv_key key)
+{
+    return key.lo ^ key.hi;
+}
+
+static void put_chain(uint32_t chain, const flexkv_key *keys, uint32_t n, uint32_t first_page)
 {
     struct request r = { 0 };
-    uint32_t pages[LEN];
-    flexkv_op_args args = { .struct_bytes = sizeof(args), .pages = pages, .user_data = &r };
+    uint32_t pages[LEN], tokens[LEN * TOKENS_PER_BLOCK];
+    uint64_t hashes[LEN];
+    flexkv_op_args args = { .struct_bytes = sizeof(args), .pages = pages, .user_data = &r,
+                            .event_hashes = hashes, .event_tokens = tokens };
 
+    tokens_of(chain, tokens);
     for (uint32_t i = 0; i < n; i++) {
         pages[i] = first_page + i;
+        hashes[i] = hash_of(keys[i]);
         fill(pages[i], keys[i]);
     }
     must(flexkv_put(ns, keys, n, 0, &args, NULL), "put");
@@ -186,9 +203,10 @@ static void *work(void *arg)
 
     for (;;) {
         uint32_t n = 1 + fk_rng_below(&w->rng, LEN), what = fk_rng_below(&w->rng, 200);
-        keys_of(fk_rng_below(&w->rng, CHAINS), keys);
+        uint32_t chain = fk_rng_below(&w->rng, CHAINS);
+        keys_of(chain, keys);
         if (what < 100)
-            put_chain(keys, n, w->first_page);
+            put_chain(chain, keys, n, w->first_page);
         else if (what < 180)
             get_chain(keys, n, w->first_page + LEN, what % 8 == 0, &known);
         else if (what < 199 || fk_rng_below(&w->rng, 20))
@@ -211,6 +229,50 @@ static void run(uint64_t seed)
     }
     for (uint32_t i = 0; i < THREADS; i++)
         pthread_join(w[i].thread, NULL);
+}
+
+/* Is this what was said of the block when it was put? */
+static bool event_is_right(const flexkv_event *e)
+{
+    uint32_t tokens[LEN * TOKENS_PER_BLOCK];
+    flexkv_key keys[LEN];
+
+    for (uint32_t c = 0; c < CHAINS; c++) {
+        keys_of(c, keys);
+        for (uint32_t i = 0; i < LEN; i++) {
+            if (hash_of(keys[i]) != e->hash)
+                continue;
+            tokens_of(c, tokens);
+            return e->kind == FLEXKV_EVENT_STORED && e->medium == FLEXKV_MEDIUM_STORAGE &&
+                   e->root == (i == 0) && (!i || e->parent == hash_of(keys[i - 1])) &&
+                   memcmp(e->tokens, tokens + i * TOKENS_PER_BLOCK, TOKENS_PER_BLOCK * 4) == 0 &&
+                   e->lora_name && !strcmp(e->lora_name, "lora") && e->cache_salt &&
+                   !strcmp(e->cache_salt, "salt");
+        }
+    }
+    return false;
+}
+
+static void list_events(void)
+{
+    flexkv_event e[64];
+    flexkv_events *ev;
+    uint32_t all = 0;
+    int n;
+
+    must(flexkv_events_open(node, space, &ev), "events");
+    while ((n = flexkv_events_take(ev, e, 64)) > 0) {
+        for (int i = 0; i < n; i++) {
+            if (!event_is_right(&e[i])) {
+                fprintf(stderr, "WRONG EVENT: hash %016llx\n", (unsigned long long)e[i].hash);
+                _exit(3);
+            }
+        }
+        all += (uint32_t)n;
+    }
+    must(n, "take");
+    flexkv_events_close(ev);
+    printf("named %u\n", all);
 }
 
 static void list(void)
@@ -245,10 +307,12 @@ int main(int argc, char **argv)
         return 2;
     }
     open_node(argv[2]);
-    if (strcmp(argv[1], "run") == 0)
+    if (strcmp(argv[1], "run") == 0) {
         run(argc > 3 ? strtoull(argv[3], NULL, 10) : 1);
-    else
+    } else {
+        list_events();
         list();
+    }
     flexkv_node_close(node);
     for (uint32_t r = 0; r < RANKS; r++)
         free(memory[r]);
