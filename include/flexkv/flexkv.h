@@ -379,8 +379,9 @@ typedef struct flexkv_event {
 /* space NULL: all spaces of the node, those too that are opened later. To be closed before the node.
  * -EOPNOTSUPP: enable_kv_events is off. */
 FLEXKV_API int flexkv_events_open(flexkv_node *node, flexkv_space *space, flexkv_events **out);
-/* The next events, max at most; returns how many, 0: nothing for now. Does not wait.
- * -ENOTCONN: the node is closed. */
+/* The next events, max at most; returns how many, 0: nothing for now, also while a daemon is not there. Does
+ * not wait, but for a daemon's answer. -ENOTCONN: the node is closed; -ENOMEM: nothing is lost, what is there
+ * is looked at anew the next time; -EOPNOTSUPP: a daemon came back without KV events. */
 FLEXKV_API int flexkv_events_take(flexkv_events *events, flexkv_event *out, size_t max);
 /* Readable when there may be something to take; until take has returned 0. Belongs to the
  * subscription. */
