@@ -71,7 +71,7 @@ static void use(struct fk_names_file *nf, const uint8_t *data, size_t size)
         if (l->id != fk_label_id(l->lora, l->salt))
             abort();
     }
-    fk_names_reader_begin(&r, nf, 256);
+    fk_names_reader_begin(&r, nf, 256, 0);
     for (uint32_t i = 0; i < SLOTS; i++) {
         struct fk_key key = { i, 1 };
         if (size >= (i + 1u) * RECORD)
@@ -85,7 +85,7 @@ static void use(struct fk_names_file *nf, const uint8_t *data, size_t size)
     memset(tokens, 7, sizeof(tokens));
     out.name.label = fk_label_id("l", NULL);
     fk_names_file_write(nf, &out, 1, 0);
-    fk_names_reader_begin(&r, nf, 256);
+    fk_names_reader_begin(&r, nf, 256, 0);
     if (!fk_names_reader_get(&r, 5, out.name.key, &name, tokens) || tokens[0] != 0x07070707)
         abort();
     fk_names_reader_end(&r);

@@ -87,6 +87,12 @@ bool fk_node_events_news(struct fk_node *node)
     return news;
 }
 
+void fk_node_events_look_anew(struct fk_node *node)
+{
+    fk_journal_gap(&node->events->journal);
+    wake_feeds(node);
+}
+
 void fk_node_events_drain(struct fk_node *node)
 {
     struct fk_node_events *e = node->events;
@@ -229,8 +235,9 @@ static int reader_to(struct absent_reader *r, uint32_t space)
     free(r->tokens);
     pthread_mutex_lock(&r->node->lock);
     r->space = fk_node_space(r->node, space);
+    uint32_t dirs_out = r->space->dirs_out;
     pthread_mutex_unlock(&r->node->lock);
-    fk_names_reader_begin(&r->names, r->space->names_file, FK_NAMES_WINDOW_SMALL);
+    fk_names_reader_begin(&r->names, r->space->names_file, FK_NAMES_WINDOW_SMALL, dirs_out);
     r->tokens = malloc(r->space->tokens_per_block * sizeof(*r->tokens));
     return r->tokens ? 0 : -ENOMEM;
 }

@@ -138,6 +138,8 @@ static void tell_dirs_out(struct fk_node *node)
     for (struct fk_space *s = node->spaces; s; s = s->next) {
         uint32_t out = s->ssd ? fk_ssd_dirs_out(s->ssd) : 0;
         if (out != s->dirs_out) {
+            if (node->events && (s->dirs_out & ~out))
+                fk_node_events_look_anew(node);     /* names there could not be read */
             s->dirs_out = out;
             fk_core_ssd_dirs_out(node->core, s->id, out);
         }

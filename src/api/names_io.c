@@ -53,7 +53,7 @@ static void read_names(struct fk_space *s, const struct fk_core_ssd_req *req,
 {
     struct fk_names_reader r;
 
-    fk_names_reader_begin(&r, s->names_file, FK_NAMES_WINDOW_SMALL);
+    fk_names_reader_begin(&r, s->names_file, FK_NAMES_WINDOW_SMALL, s->dirs_out);
     for (uint32_t i = 0; i < n; i++)
         if (req[i].kind == FK_SSD_READ)
             read_name(s, &r, &req[i], io[i].hash);
@@ -133,7 +133,7 @@ void fk_names_recover(struct fk_space *s, const struct fk_core_found *found, siz
     size_t named = 0;
 
     fk_names_file_load_labels(s->names_file, &on_disk);
-    fk_names_reader_begin(&r, s->names_file, FK_NAMES_WINDOW_LARGE);
+    fk_names_reader_begin(&r, s->names_file, FK_NAMES_WINDOW_LARGE, 0);
     for (size_t i = 0; i < n; i++) {
         if (!fk_names_reader_get(&r, found[i].slot, found[i].key, &name, NULL))
             continue;

@@ -222,6 +222,8 @@ int fk_node_events_create(struct fk_node *node);
 void fk_node_events_destroy(struct fk_node *node);
 /* What the core has told goes into the journal, under the names that the slots have now. */
 void fk_node_events_drain(struct fk_node *node);
+/* Every subscriber compares what it knows with what is there. */
+void fk_node_events_look_anew(struct fk_node *node);
 /* Room for the slots that a put of n blocks gets; NULL: no memory. */
 uint32_t *fk_node_events_slots(struct fk_node *node, uint32_t n);
 /* The put's blocks have got these slots: they get their names. */

@@ -480,10 +480,12 @@ void fk_names_file_write(struct fk_names_file *nf, const struct fk_name_out *lis
 
 /* ---- reading ---- */
 
-void fk_names_reader_begin(struct fk_names_reader *r, struct fk_names_file *nf, uint32_t window)
+void fk_names_reader_begin(struct fk_names_reader *r, struct fk_names_file *nf, uint32_t window,
+                           uint32_t dirs_out)
 {
     memset(r, 0, sizeof(*r));
     r->nf = nf;
+    r->dirs_out = dirs_out;
     r->records = fk_max(window / nf->header.record_bytes, 1u);
 }
 
@@ -524,7 +526,7 @@ bool fk_names_reader_get(struct fk_names_reader *r, uint32_t slot, struct fk_key
     uint32_t dir = slot < h->n_slots ? dir_of(h, slot) : 0;
     struct record rec;
 
-    if (slot >= h->n_slots || r->nf->dirs[dir].names < 0)
+    if (slot >= h->n_slots || r->nf->dirs[dir].names < 0 || (r->dirs_out >> dir & 1))
         return false;
     const uint8_t *from = window_at(r, dir, local_of(h, slot));
     if (!from || check_record(r->nf, from, slot, &rec) != RECORD_OK || !fk_key_equal(rec.key, key))

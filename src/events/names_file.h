@@ -58,11 +58,14 @@ void fk_names_file_write(struct fk_names_file *nf, const struct fk_name_out *lis
 struct fk_names_reader {
     struct fk_names_file *nf;
     uint32_t records;                   /* in a window */
+    uint32_t dirs_out;
     struct { uint8_t *data; uint32_t first, n; } window[FK_NAMES_DIRS];
 };
 #define FK_NAMES_WINDOW_SMALL 4096u     /* bytes: for some neighbours; and for all */
 #define FK_NAMES_WINDOW_LARGE (256u * 1024)
-void fk_names_reader_begin(struct fk_names_reader *r, struct fk_names_file *nf, uint32_t window);
+/* dirs_out: directories that are left alone, as their device may hang. */
+void fk_names_reader_begin(struct fk_names_reader *r, struct fk_names_file *nf, uint32_t window,
+                           uint32_t dirs_out);
 void fk_names_reader_end(struct fk_names_reader *r);
 /* The name of the block with this key in this slot; false: there is none. tokens may be NULL. */
 bool fk_names_reader_get(struct fk_names_reader *r, uint32_t slot, struct fk_key key,
