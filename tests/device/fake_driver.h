@@ -25,12 +25,15 @@ struct fake_op {
     cu_ptr to, from;
     size_t bytes;
     struct fk_cuda_job job;
+    bool ring;                          /* which form of the kernel */
     cu_event event;
     uint64_t number;
 };
 
 struct cu_stream_s { struct fake_op *head, **end; };
 
+#define FAKE_DIRECT ((cu_function)1)
+#define FAKE_RING ((cu_function)2)
 #define FAKE_STREAMS 64
 static struct {
     pthread_mutex_t lock;
@@ -44,16 +47,17 @@ static inline void *fake_memory(cu_ptr p)
     return (void *)(uintptr_t)p;
 }
 
-static inline void fake_kernel(const struct fk_cuda_job *j)
+static inline void fake_kernel(const struct fk_cuda_job *j, bool ring)
 {
     const struct fk_cuda_tile *tiles = fake_memory(j->tiles);
-    const uint32_t *slots = fake_memory(j->slots), *pages = fake_memory(j->pages);
+    const uint32_t *pages = j->pages ? fake_memory(j->pages) : j->few[0];
+    const uint32_t *slots = j->slots ? fake_memory(j->slots) : j->few[1];
 
     for (uint32_t b = 0; b < j->n_blocks; b++) {
         for (uint32_t i = 0; i < j->n_tiles; i++) {
             const struct fk_cuda_tile *t = &tiles[i];
             char *page = fake_memory(t->base + pages[b] * t->stride);
-            char *linear = fake_memory(j->linear + (slots ? slots[b] : b) * j->linear_stride +
+            char *linear = fake_memory(j->linear + (ring ? b : slots[b]) * j->linear_stride +
                                        (t->offset - j->offset));
             if ((uintptr_t)page % t->align || (uintptr_t)linear % t->align || t->bytes % t->align) {
                 fprintf(stderr, "a tile is not aligned to %u\n", t->align);
@@ -74,7 +78,7 @@ static inline bool fake_step(cu_stream s)
     if (op->kind == FAKE_COPY)
         memcpy(fake_memory(op->to), fake_memory(op->from), op->bytes);
     else if (op->kind == FAKE_KERNEL)
-        fake_kernel(&op->job);
+        fake_kernel(&op->job, op->ring);
     else if (op->kind == FAKE_RECORD)
         op->event->done = op->number;
     s->head = op->next;
@@ -129,13 +133,16 @@ static inline cu_result fake_load(cu_module *m, const void *ptx) { *m = (cu_modu
 static inline cu_result fake_unload(cu_module m) { return CU_OK; }
 static inline cu_result fake_function(cu_function *f, cu_module m, const char *name)
 {
-    *f = (cu_function)&fake;
-    return strcmp(name, "fk_copy_blocks") == 0 ? CU_OK : 500;
+    bool ring = strcmp(name, "fk_copy_ring") == 0;
+
+    *f = ring ? FAKE_RING : FAKE_DIRECT;
+    return ring || strcmp(name, "fk_copy_direct") == 0 ? CU_OK : 500;
 }
 static inline cu_result fake_launch(cu_function f, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by,
                                     unsigned bz, unsigned shared, cu_stream s, void **args, void **extra)
 {
-    LOCKED(fake_put(s, (struct fake_op){ .kind = FAKE_KERNEL, .job = *(struct fk_cuda_job *)args[0] }));
+    LOCKED(fake_put(s, (struct fake_op){ .kind = FAKE_KERNEL, .ring = f == FAKE_RING,
+                                        .job = *(struct fk_cuda_job *)args[0] }));
     return gx && bx ? CU_OK : 1;
 }
 static inline cu_result fake_stream(cu_stream *out, unsigned flags, int priority)

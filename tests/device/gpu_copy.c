@@ -1,6 +1,8 @@
 /*
  * gpu_copy.c - the cuda copier, byte by byte: layouts, sizes and ways to copy (direct, staged, in
  * layers), random pages and slots, nothing written outside, both directions at once, stopped halfway.
+ *
+ *     gpu_copy [DEVICE [SMALLER]]      SMALLER: by how much to make it so
  */
 #include <pthread.h>
 
@@ -8,14 +10,15 @@
 #include "gpu_rig.h"
 
 #ifdef FK_FAKE_DRIVER
-#define REPEATS 2
 #define SMALLER 32u
 #define MANY 48u
 #else
-#define REPEATS 20
 #define SMALLER 1u
 #define MANY 512u
 #endif
+
+static uint32_t smaller = SMALLER;      /* shapes have so many times fewer pages */
+static int repeats = SMALLER > 1 ? 2 : 20;
 
 static int device;
 static bool crowded;                    /* as if the engine's kernels had the device */
@@ -33,7 +36,8 @@ static struct fk_copier *open_copier(struct rig *r)
     }
     MUST(strcmp(c->ops->name, "cuda") == 0);
 #ifdef FK_FAKE_DRIVER                       /* its speed says nothing; small chunks, so that there are many */
-    ((struct fk_cuda_copier *)c)->tuning = (struct fk_cuda_tuning){ 65536, 262144, 4, 4 };
+    ((struct fk_cuda_copier *)c)->tuning = (struct fk_cuda_tuning){
+        .direct_bytes = 65536, .chunk_bytes = 262144, .direct_ctas = 4 };
 #endif
     MUST(fk_copier_attach(c, &pool) == 0);
     return c;
@@ -119,7 +123,7 @@ static void test_shapes(void)
         { .n_regions = 2, .pages = 9, .slots = 9, .piece = 5 * 1048576 + 12, .stride = 6 * 1048576 },
         { .n_regions = 61, .pages = 700, .slots = 700, .piece = 9216, .stride = 9216 },    /* MLA */
         { .n_regions = 1, .pages = 24, .slots = 20, .piece = 20 * 1048576, .stride = 20 * 1048576 },
-        { .n_regions = 4, .pages = 2000, .slots = 2000, .piece = 64, .stride = 64 },
+        { .n_regions = 4, .pages = 4000, .slots = 4000, .piece = 64, .stride = 64 },
         { .n_regions = 7, .pages = 300, .slots = 300, .piece = 4100, .stride = 4104, .uneven = true },
     };
     uint64_t seed = 7;
@@ -127,8 +131,8 @@ static void test_shapes(void)
     for (size_t i = 0; i < fk_array_size(shapes); i++) {
         struct rig_shape shape = shapes[i];
         struct rig r;
-        shape.pages = (uint32_t)fk_div_up(shape.pages, SMALLER);
-        shape.slots = (uint32_t)fk_div_up(shape.slots, SMALLER);
+        shape.pages = (uint32_t)fk_div_up(shape.pages, smaller);
+        shape.slots = (uint32_t)fk_div_up(shape.slots, smaller);
         rig_open(&r, &shape);
         struct fk_copier *c = open_copier(&r);
         struct fk_cuda_copier *cc = (struct fk_cuda_copier *)c;
@@ -157,7 +161,7 @@ static void *store(void *arg)
 {
     struct storing *s = arg;
 
-    for (int i = 0; i < REPEATS; i++)
+    for (int i = 0; i < repeats; i++)
         copy_all(s->c, s->slots, s->pages, s->n, false, NULL);
     return NULL;
 }
@@ -176,11 +180,10 @@ static void test_both_ways(void)
     fk_rng_permutation(slots, 128, &seed);
     fk_rng_permutation(pages, 128, &seed);
     rig_fill(&r, 1);
-    for (uint64_t i = 0; i < r.pool_bytes; i++)
-        r.pool[i] = rig_byte(2, i);
+    rig_bytes(2, r.pool, r.pool_bytes);
     struct storing s = { &r, c, slots, pages, 64 };
     MUST(pthread_create(&t, NULL, store, &s) == 0);
-    for (int i = 0; i < REPEATS; i++)
+    for (int i = 0; i < repeats; i++)
         copy_all(c, slots + 64, pages + 64, 64, true, NULL);
     pthread_join(t, NULL);
     for (int i = 0; i < 64; i++)
@@ -223,7 +226,7 @@ static void test_stopped(void)
     rig_fill(&r, 5);
     for (uint64_t i = 0; i < r.pool_bytes; i += 4096)      /* all of it pinned before it is timed */
         MUST(fk_pin_ensure(((struct fk_cuda_copier *)c)->pin, r.pool + i, 1));
-    for (int i = 0; i < 2 * REPEATS || (!some && i < 300); i++) {   /* it is a matter of time */
+    for (int i = 0; i < 2 * repeats || (!some && i < 300); i++) {   /* it is a matter of time */
         struct stopping s = { false, (uint64_t)(i % 40) * 300 };
         struct fk_copy_blocks b = { .slots = slots, .pages = pages, .n = MANY };
         pthread_t t;
@@ -271,6 +274,10 @@ static void test_mixed_memory(void)
 int main(int argc, char **argv)
 {
     device = argc > 1 ? atoi(argv[1]) : 0;
+    if (argc > 2) {                     /* for a checker that makes all slower */
+        smaller = (uint32_t)fk_max(atoi(argv[2]), 1);
+        repeats = 2;
+    }
     rig_open_device(device);
 #ifndef FK_FAKE_DRIVER
     test_mixed_memory();

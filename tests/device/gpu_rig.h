@@ -59,12 +59,23 @@ struct rig {
     uint64_t pool_bytes;
 };
 
-static inline char rig_byte(uint64_t seed, uint64_t at)
+/* Eight bytes of what belongs at 8 * i. */
+static inline uint64_t rig_word(uint64_t seed, uint64_t i)
 {
-    uint64_t z = (seed + 1) * 0x9e3779b97f4a7c15ull ^ (at / 8) * 0xbf58476d1ce4e5b9ull;
+    uint64_t z = (seed + 1) * 0x9e3779b97f4a7c15ull ^ i * 0xbf58476d1ce4e5b9ull;
 
     z ^= z >> 29;
-    return (char)(z * 0x94d049bb133111ebull >> (8 * (at % 8)));
+    return z * 0x94d049bb133111ebull;
+}
+
+static inline void rig_bytes(uint64_t seed, char *to, uint64_t n)
+{
+    for (uint64_t i = 0; i < n / 8; i++) {
+        uint64_t w = rig_word(seed, i);
+        memcpy(to + 8 * i, &w, 8);
+    }
+    uint64_t last = rig_word(seed, n / 8);
+    memcpy(to + n / 8 * 8, &last, n % 8);
 }
 
 static inline void rig_open(struct rig *r, const struct rig_shape *s)
@@ -97,8 +108,7 @@ static inline void rig_close(struct rig *r)
 
 static inline void rig_fill(struct rig *r, uint64_t seed)
 {
-    for (uint64_t i = 0; i < r->device_bytes; i++)
-        r->image[i] = rig_byte(seed, i);
+    rig_bytes(seed, r->image, r->device_bytes);
     MUST(cu->MemcpyHtoD(r->device, r->image, r->device_bytes) == CU_OK);
 }
 

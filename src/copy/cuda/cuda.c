@@ -221,7 +221,9 @@ static cu_result open_device(struct fk_cuda_copier *c)
     if (!r)
         r = cu->ModuleLoadData(&c->module, fk_cuda_ptx);
     if (!r)
-        r = cu->ModuleGetFunction(&c->kernel, c->module, "fk_copy_blocks");
+        r = cu->ModuleGetFunction(&c->direct, c->module, "fk_copy_direct");
+    if (!r)
+        r = cu->ModuleGetFunction(&c->ring, c->module, "fk_copy_ring");
     for (int i = 0; !r && i < 2; i++)
         r = lane_open(c, &c->lane[i], i == 1);
     return r ? r : c->cu->MemAlloc(&c->device_tiles, c->n_tiles * sizeof(*c->tiles));

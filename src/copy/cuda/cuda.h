@@ -1,11 +1,12 @@
 /*
  * cuda.h - inside the cuda copier: blocks between KV tensors in GPU memory and the pool.
  *
- *   direct   kernel:  pages <-> pinned slots                                     small jobs
+ *   direct   kernel:  pages <-> pinned slots                                     small jobs, and the
+ *            first chunk of large ones from the engine
  *   staged   kernel:  pages <-> ring (GPU)         : gather, scatter      large jobs
  *            DMA:              ring <-> pinned slots, one batched call
  *   pieces   DMA:     pages <-> pinned slots, a batched call of single pieces: no kernel, so it does not
- *            wait for an engine that computes on all of the device, nor slow it down
+ *            wait for an engine that computes on all of the device
  *   slow     DMA block by block, the pool not page-locked
  *
  * A lane is one direction: two streams (DMA, kernel), a ring on the device, chunks under way. Files: cuda.c (make, attach, end), cuda_copy.c (a job), cuda_tune.c (what is
@@ -22,6 +23,7 @@
 #define FK_CUDA_RING_CHUNKS 4u          /* of the largest size: what a lane's ring holds */
 #define FK_CUDA_FLIGHTS 16u             /* chunks under way in a lane */
 #define FK_CUDA_CHUNK_MAX (16ull << 20)
+#define FK_CUDA_FEW 64u                 /* FEW in kernels.cu: blocks whose numbers go with a launch */
 #define FK_CUDA_LAYER_EVENTS 256u
 
 struct fk_cuda_tile {                   /* struct tile in kernels.cu */
@@ -30,16 +32,18 @@ struct fk_cuda_tile {                   /* struct tile in kernels.cu */
 };
 
 struct fk_cuda_job {                    /* struct job in kernels.cu */
-    cu_ptr tiles, slots, pages, linear;
+    cu_ptr tiles, pages, slots, linear; /* pages and slots: 0: those of `few` */
     uint64_t linear_stride, offset;
     uint32_t n_blocks, n_tiles, to_pages, reserved;
+    uint32_t few[2][FK_CUDA_FEW];       /* pages, slots */
 };
 
 /* Measured once for each kind of device (cuda_tune.c). */
 struct fk_cuda_tuning {
     uint64_t direct_bytes;              /* jobs up to here go by the direct kernel */
     uint64_t chunk_bytes;
-    uint32_t direct_ctas, ring_ctas;
+    uint32_t direct_ctas;
+    uint32_t bytes_per_us;              /* of a large job, with nothing else on the device, most likely */
 };
 
 struct fk_cuda_lane {
@@ -49,13 +53,14 @@ struct fk_cuda_lane {
     cu_event order;                     /* one stream after the other */
     cu_event layer[FK_CUDA_LAYER_EVENTS];       /* made as they are needed, used in turn */
     uint32_t next_layer;
-    cu_ptr ring, lists;                 /* lists: slots, then pages, of the job */
+    cu_ptr ring, lists;                 /* lists: pages, then slots, of the job */
     uint32_t *host_lists;               /* pinned */
     uint32_t lists_cap;                 /* blocks */
     cu_ptr *dst, *src;                  /* descriptors of a batch */
     size_t *sizes;
     uint32_t batch_cap;
     double bytes_per_us;                /* lately: how long to sleep */
+    double best_bytes_per_us;           /* of a large job */
     double wake_us;                     /* how much longer a sleep takes than asked for */
     uint32_t slow_chunks;               /* in a row */
     uint64_t crowded_at;                /* when kernels were last seen to wait for the engine's */
@@ -67,7 +72,7 @@ struct fk_cuda_copier {
     int device;
     cu_context context;
     cu_module module;
-    cu_function kernel;
+    cu_function direct, ring;           /* two forms of one kernel, see kernels.cu */
     bool dead;                          /* the driver has failed us: nothing goes any more */
     struct fk_cuda_tuning tuning;
     struct fk_cuda_tile *tiles;         /* of a slice, in its order */

@@ -16,16 +16,20 @@
 #define NAP_US 20u
 #define WAKE_MAX_US 200u
 #define FIRST_CHUNK (1 * FK_MIB)
-#define BUS_BYTES_PER_US 40000.0        /* the slowest bus that is not a fault */
-#define CROWDED_TIMES 2u
+#define CROWDED_TIMES 1.6
 #define CROWDED_CHUNKS 3u
-#define CROWDED_US 300u
 #define CROWDED_FOR_US 100000u          /* then kernels are tried again */
-#define LONG_CHUNK (64 * FK_MIB)
-#define LONG_CTAS 1u
+#define LARGE_JOB (64 * FK_MIB)
+#define DIRECT_THREADS 512u
+#define RING_THREADS 32u                /* as in kernels.cu */
+#define RING_CTAS 256u
 #define PIECE_MIN (32 * FK_KIB)         /* smaller ones are far slower one by one */
 #define LAYER_PIECE (512 * FK_KIB)      /* layers are taken together until their piece has so much */
 #define DIRECT_PIECE (128 * FK_KIB)     /* smaller pieces are not worth descriptors of their own */
+
+/* AHEAD: direct, in the stream of the DMA: the first chunk of what comes from the engine, while the
+ * next is gathered. */
+enum way { WAY_DIRECT, WAY_AHEAD, WAY_STAGED, WAY_PIECES, WAYS };
 
 struct part { uint32_t tile, end_tile, region, end_region; uint64_t bytes; };
 
@@ -34,7 +38,7 @@ struct chunk {
     uint64_t offset, bytes;             /* of one block's part in the slice */
 };
 
-struct flight { cu_event event; uint64_t at, bytes, put_us; uint32_t blocks; bool kernel; };
+struct flight { cu_event event; uint64_t at, bytes, put_us; uint32_t blocks; bool staged; };
 
 struct run {                            /* a job on its way */
     struct fk_cuda_copier *c;
@@ -47,6 +51,8 @@ struct run {                            /* a job on its way */
     uint32_t done_blocks;
     uint64_t free_at;                   /* when the device will be done with what it has, about */
     uint64_t taken_at;                  /* when the last chunk was seen done */
+    uint32_t chunks[WAYS];
+    bool has_lists;                     /* on the device */
     bool draining;                      /* nothing more to put: the caller waits */
     int status;
 };
@@ -94,19 +100,24 @@ static bool wait_event(struct fk_cuda_copier *c, struct fk_cuda_lane *l, cu_even
 
 static void learn_rate(struct fk_cuda_lane *l, uint64_t bytes, uint64_t us)
 {
+    double rate = (double)bytes / (double)fk_max(us, 1ull);
+
     if (us > 20)
-        l->bytes_per_us += 0.2 * ((double)bytes / (double)us - l->bytes_per_us);
+        l->bytes_per_us += 0.2 * (rate - l->bytes_per_us);
+    if (bytes >= LARGE_JOB)
+        l->best_bytes_per_us = fk_max(l->best_bytes_per_us, rate);
 }
 
-/* Kernels' chunks that take far longer than the bus needs, one after the other: the engine's own
- * kernels have the device. (A single one may have found it asleep.) */
+/* Staged chunks that take far longer than they can, one after the other: the engine's kernels have
+ * the device. (A single one may have found it asleep.) */
 static void note_crowd(struct run *r, const struct flight *f, uint64_t now)
 {
-    uint64_t us = now - fk_max(f->put_us, r->taken_at);
+    double us = (double)(now - fk_max(f->put_us, r->taken_at));
+    double best = fk_max(r->l->best_bytes_per_us, (double)r->c->tuning.bytes_per_us);
 
-    if (!f->kernel)
+    if (!f->staged || f->bytes < r->c->tuning.chunk_bytes / 2)
         return;
-    if (us <= CROWDED_US + CROWDED_TIMES * (uint64_t)((double)f->bytes / BUS_BYTES_PER_US))
+    if (us * best <= CROWDED_TIMES * (double)f->bytes)
         r->l->slow_chunks = 0;
     else if (++r->l->slow_chunks >= CROWDED_CHUNKS)
         r->l->crowded_at = now;
@@ -145,12 +156,12 @@ static void make_way(struct run *r, uint64_t bytes)
         take_oldest(r);
 }
 
-static void put_chunk(struct run *r, cu_event event, const struct chunk *k, bool kernel)
+static void put_chunk(struct run *r, cu_event event, const struct chunk *k, bool staged)
 {
     uint64_t bytes = k->n_blocks * k->bytes, now = fk_clock_us();
 
     r->flight[r->n_put++ % FK_CUDA_FLIGHTS] = (struct flight){
-        .event = event, .at = r->head, .bytes = bytes, .put_us = now, .kernel = kernel,
+        .event = event, .at = r->head, .bytes = bytes, .put_us = now, .staged = staged,
         .blocks = k->bytes == r->c->slice_bytes ? k->n_blocks : 0,
     };
     r->head += bytes;
@@ -172,22 +183,72 @@ static bool failed(struct run *r, cu_result res, const char *what)
     return true;
 }
 
+static bool grow_lists(struct run *r, uint32_t n)
+{
+    const struct fk_cuda *cu = r->c->cu;
+    struct fk_cuda_lane *l = r->l;
+
+    if (n <= l->lists_cap)
+        return true;
+    if (l->lists)
+        cu->MemFree(l->lists);
+    if (l->host_lists)
+        cu->MemFreeHost(l->host_lists);
+    l->lists = 0;
+    l->host_lists = NULL;
+    l->lists_cap = 0;
+    n = (uint32_t)fk_round_up(n, 4096);
+    if (failed(r, cu->MemAlloc(&l->lists, 8ull * n), "no room for a list") ||
+        failed(r, cu->MemHostAlloc((void **)&l->host_lists, 8ull * n, CU_HOST_ALLOC_PORTABLE),
+               "no room for a list"))
+        return false;
+    l->lists_cap = n;
+    return true;
+}
+
+/* For the first chunk of more than a few blocks. In the kernels' stream. */
+static void upload_lists(struct run *r)
+{
+    struct fk_cuda_lane *l = r->l;
+    uint32_t n = r->b->n;
+
+    if (r->has_lists || !grow_lists(r, n))
+        return;
+    r->has_lists = true;
+    memcpy(l->host_lists, r->b->pages, 4ull * n);
+    memcpy(l->host_lists + n, r->b->slots, 4ull * n);
+    failed(r, r->c->cu->MemcpyHtoDAsync(l->lists, l->host_lists, 8ull * n, l->kernel), "a list");
+}
+
+/* On the device: many small CTAs, so that it is over before the engine's next kernel begins. Over
+ * the bus a few: with many, one on each multiprocessor, a matrix multiply took twice as long. */
 static void launch(struct run *r, const struct chunk *k, bool list, cu_ptr linear, uint64_t stride,
-                   uint32_t ctas)
+                   cu_stream stream)
 {
     struct fk_cuda_copier *c = r->c;
     struct fk_cuda_job job = {
         .tiles = c->device_tiles + k->tile * sizeof(struct fk_cuda_tile),
-        .slots = list ? r->l->lists + 4ull * k->block : 0,
-        .pages = r->l->lists + 4ull * (r->l->lists_cap + k->block),
         .linear = linear, .linear_stride = stride, .offset = k->offset,
         .n_blocks = k->n_blocks, .n_tiles = k->n_tiles, .to_pages = r->l->to_engine,
     };
     uint64_t warps = (uint64_t)k->n_blocks * k->n_tiles;
     void *args[] = { &job };
 
-    ctas = (uint32_t)fk_min((uint64_t)ctas, fk_div_up(warps, 16));
-    failed(r, c->cu->LaunchKernel(c->kernel, ctas, 1, 1, 512, 1, 1, 0, r->l->kernel, args, NULL),
+    if (k->n_blocks <= FK_CUDA_FEW) {
+        memcpy(job.few[0], r->b->pages + k->block, 4ull * k->n_blocks);
+        memcpy(job.few[1], r->b->slots + k->block, 4ull * k->n_blocks);
+    } else {
+        upload_lists(r);
+        if (r->status)
+            return;
+        job.pages = r->l->lists + 4ull * k->block;
+        job.slots = r->l->lists + 4ull * (r->b->n + k->block);
+    }
+    cu_function f = list ? c->direct : c->ring;
+    uint32_t threads = list ? DIRECT_THREADS : RING_THREADS;
+    uint32_t ctas = (uint32_t)fk_min(list ? c->tuning.direct_ctas : RING_CTAS,
+                                     fk_div_up(warps, threads / 32));
+    failed(r, c->cu->LaunchKernel(f, ctas, 1, 1, threads, 1, 1, 0, stream, args, NULL),
            "the copy kernel can't be started");
 }
 
@@ -198,15 +259,15 @@ static char *slice_at(const struct run *r, uint32_t block)
     return p->base + r->b->slots[block] * p->slot_bytes + p->slice_offset;
 }
 
-static void copy_direct(struct run *r, const struct chunk *k, uint32_t ctas)
+static void copy_direct(struct run *r, const struct chunk *k, cu_stream stream)
 {
     const struct fk_copy_pool *p = &r->c->base.pool;
     cu_event event = r->l->kernel_done[r->n_put % FK_CUDA_FLIGHTS];
     char *first = p->base + p->slice_offset + k->offset;
 
-    launch(r, k, true, (cu_ptr)(uintptr_t)first, p->slot_bytes, ctas);
-    if (!r->status && !failed(r, r->c->cu->EventRecord(event, r->l->kernel), "an event"))
-        put_chunk(r, event, k, true);
+    launch(r, k, true, (cu_ptr)(uintptr_t)first, p->slot_bytes, stream);
+    if (!r->status && !failed(r, r->c->cu->EventRecord(event, stream), "an event"))
+        put_chunk(r, event, k, false);
 }
 
 static bool grow_batch(struct fk_cuda_lane *l, uint32_t n)
@@ -282,12 +343,12 @@ static void copy_staged(struct run *r, const struct chunk *k)
             failed(r, cu->EventRecord(l->dma_done[i], l->dma), "an event") ||
             failed(r, cu->StreamWaitEvent(l->kernel, l->dma_done[i], 0), "an event"))
             return;
-        launch(r, k, false, at, k->bytes, r->c->tuning.ring_ctas);
+        launch(r, k, false, at, k->bytes, l->kernel);
         if (!r->status && !failed(r, cu->EventRecord(l->kernel_done[i], l->kernel), "an event"))
             put_chunk(r, l->kernel_done[i], k, true);
         return;
     }
-    launch(r, k, false, at, k->bytes, r->c->tuning.ring_ctas);
+    launch(r, k, false, at, k->bytes, l->kernel);
     if (r->status || failed(r, cu->EventRecord(l->kernel_done[i], l->kernel), "an event") ||
         failed(r, cu->StreamWaitEvent(l->dma, l->kernel_done[i], 0), "an event") ||
         failed(r, copy_batch(r, n), "a copy can't be started") ||
@@ -336,11 +397,8 @@ static uint64_t chunk_limit(const struct run *r, uint64_t done, uint64_t left)
     return fk_min(most, fk_max(r->l->to_engine ? left / 2 : done, FIRST_CHUNK));
 }
 
-enum way { WAY_DIRECT, WAY_STAGED, WAY_PIECES, WAY_LONG };
-
-/* When kernels have to wait for the engine's: pieces, which cost the bus more but nothing else; or, if
- * they are too small, a kernel that stays for long once it runs, on very few multiprocessors. */
-static enum way way_of(const struct run *r, const struct part *p, bool direct, bool whole)
+/* Pieces cost the bus more, and nothing else: for when kernels have to wait for the engine's. */
+static enum way way_of(const struct run *r, const struct part *p, bool direct, bool whole, bool first)
 {
     const struct fk_cuda_lane *l = r->l;
     bool crowded = l->crowded_at && fk_clock_us() - l->crowded_at < CROWDED_FOR_US;
@@ -348,9 +406,9 @@ static enum way way_of(const struct run *r, const struct part *p, bool direct, b
     if (crowded && whole && p->bytes / (p->end_region - p->region) >= PIECE_MIN &&
         fk_cuda_has_batch(r->c->cu))
         return WAY_PIECES;
-    if (crowded)
-        return WAY_LONG;
-    return direct || !l->ring ? WAY_DIRECT : WAY_STAGED;
+    if (direct || !l->ring)
+        return WAY_DIRECT;
+    return first && !l->to_engine && !crowded ? WAY_AHEAD : WAY_STAGED;
 }
 
 /* The next chunk of the part, at most `limit` bytes of several blocks, or of tiles of one. */
@@ -380,19 +438,24 @@ static void run_part(struct run *r, const struct part *p, bool direct)
     uint32_t block = 0, tile = p->tile;
 
     while (block < r->b->n && go_on(r)) {
-        enum way way = way_of(r, p, direct, whole);
-        uint64_t limit = way == WAY_STAGED ? chunk_limit(r, done, left)
-                       : way == WAY_LONG ? LONG_CHUNK : r->c->tuning.chunk_bytes;
+        enum way way = way_of(r, p, direct, whole, !done);
+        uint64_t limit = way == WAY_STAGED || way == WAY_AHEAD ? chunk_limit(r, done, left)
+                       : r->c->tuning.chunk_bytes;
         struct chunk k = cut(r, p, block, tile, limit);
+        if (way == WAY_AHEAD && k.n_blocks > FK_CUDA_FEW)
+            way = WAY_STAGED;           /* lists come in the other stream */
         make_way(r, k.n_blocks * k.bytes);
         if (!go_on(r))
             return;
-        if (way == WAY_DIRECT || way == WAY_LONG)
-            copy_direct(r, &k, way == WAY_LONG ? LONG_CTAS : r->c->tuning.direct_ctas);
+        if (way == WAY_DIRECT)
+            copy_direct(r, &k, r->l->kernel);
+        else if (way == WAY_AHEAD)
+            copy_direct(r, &k, r->l->dma);
         else if (way == WAY_STAGED)
             copy_staged(r, &k);
         else
             copy_pieces(r, &k);
+        r->chunks[way]++;
         done += k.n_blocks * k.bytes;
         left -= k.n_blocks * k.bytes;
         tile = k.tile + k.n_tiles;
@@ -429,13 +492,14 @@ static struct part part_of(const struct fk_cuda_copier *c, uint32_t region, uint
 }
 
 /* The first layers alone, so that the engine can begin; then more and more at a time, as larger
- * pieces are copied faster. */
+ * pieces are copied faster; fewer again at the end, when it waits for them. */
 static void run_layers(struct run *r, const struct fk_copy_progress *progress)
 {
     uint32_t layer = 0, take = 1, region = 0;
 
     while (layer < progress->n_layers && go_on(r)) {
-        uint32_t last = fk_min(layer + take, progress->n_layers);
+        uint32_t left = progress->n_layers - layer;
+        uint32_t last = layer + fk_min(fk_min(take, left), fk_max(left / 2, 2u));
         struct part p = part_of(r->c, region, progress->layer_ends[last - 1]);
         bool direct = !r->l->ring || p.bytes < DIRECT_PIECE;
         run_part(r, &p, direct);
@@ -473,43 +537,6 @@ static void copy_slowly(struct run *r)
 
 /* ---- the job ---- */
 
-static bool grow_lists(struct run *r, uint32_t n)
-{
-    const struct fk_cuda *cu = r->c->cu;
-    struct fk_cuda_lane *l = r->l;
-
-    if (n <= l->lists_cap)
-        return true;
-    if (l->lists)
-        cu->MemFree(l->lists);
-    if (l->host_lists)
-        cu->MemFreeHost(l->host_lists);
-    l->lists = 0;
-    l->host_lists = NULL;
-    l->lists_cap = 0;
-    n = (uint32_t)fk_round_up(n, 4096);
-    if (failed(r, cu->MemAlloc(&l->lists, 8ull * n), "no room for a list") ||
-        failed(r, cu->MemHostAlloc((void **)&l->host_lists, 8ull * n, CU_HOST_ALLOC_PORTABLE),
-               "no room for a list"))
-        return false;
-    l->lists_cap = n;
-    return true;
-}
-
-static void upload_lists(struct run *r)
-{
-    struct fk_cuda_lane *l = r->l;
-    uint32_t n = r->b->n;
-
-    if (!grow_lists(r, n))
-        return;
-    memcpy(l->host_lists, r->b->slots, 4ull * n);
-    memcpy(l->host_lists + l->lists_cap, r->b->pages, 4ull * n);
-    if (!failed(r, r->c->cu->MemcpyHtoDAsync(l->lists, l->host_lists, 4ull * n, l->kernel), "a list"))
-        failed(r, r->c->cu->MemcpyHtoDAsync(l->lists + 4ull * l->lists_cap, l->host_lists + l->lists_cap,
-                                            4ull * n, l->kernel), "a list");
-}
-
 static bool all_pinned(const struct run *r)
 {
     bool ok = true;
@@ -523,9 +550,6 @@ static void run_fast(struct run *r, const struct fk_copy_progress *progress)
 {
     uint64_t start = fk_clock_us(), bytes = r->b->n * r->c->slice_bytes;
 
-    upload_lists(r);
-    if (r->status)
-        return;
     if (progress && progress->n_layers > 1) {
         run_layers(r, progress);
     } else {
@@ -555,10 +579,19 @@ uint32_t fk_cuda_copy(struct fk_copier *base, const struct fk_copy_blocks *block
         return 0;
     }
     exact_timers();
-    if (all_pinned(&r))
+    uint64_t start = fk_clock_us();
+    bool pinned = all_pinned(&r);
+    uint64_t pinned_at = fk_clock_us();
+    if (pinned)
         run_fast(&r, progress);
     else
         copy_slowly(&r);
+    fk_debug("GPU %d: %u blocks, %llu MiB %s it in %llu us%s, of which %llu to page-lock; chunks: %u "
+             "direct, %u staged, %u in pieces", c->device, blocks->n,
+             (unsigned long long)(blocks->n * c->slice_bytes / FK_MIB), blocks->to_engine ? "to" : "from",
+             (unsigned long long)(fk_clock_us() - start), pinned ? "" : ", slowly",
+             (unsigned long long)(pinned_at - start), r.chunks[WAY_DIRECT] + r.chunks[WAY_AHEAD],
+             r.chunks[WAY_STAGED], r.chunks[WAY_PIECES]);
     *status = r.status;
     return r.status && !r.done_blocks ? 0 : fk_min(r.done_blocks, blocks->n);
 }

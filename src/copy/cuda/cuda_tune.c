@@ -1,7 +1,8 @@
 /*
  * cuda_tune.c - what is measured on a device before it is used: up to what size jobs go by the
- * direct kernel, with how many CTAs, and how large a chunk of larger ones is. Some 50 ms, on memory of
- * its own; kept in the user's cache folder, by the device's UUID and the driver's version.
+ * direct kernel, with how many CTAs, how large a chunk of larger ones is, and how fast these are. Some
+ * 0.1 s, on memory of its own; kept in the user's cache folder, by the device's UUID and the driver's
+ * version.
  */
 #include <limits.h>
 #include <pthread.h>
@@ -14,7 +15,7 @@
 #include "base/util.h"
 #include "copy/cuda/cuda.h"
 
-#define FORMAT 2
+#define FORMAT 3
 #define SCRATCH (64 * FK_MIB)
 #define SLOT (1 * FK_MIB)
 #define PIECES 16u
@@ -22,7 +23,7 @@
 #define DEVICES 64
 
 static const struct fk_cuda_tuning defaults = {
-    .direct_bytes = 8 * FK_MIB, .chunk_bytes = 8 * FK_MIB, .direct_ctas = 4, .ring_ctas = 8,
+    .direct_bytes = 8 * FK_MIB, .chunk_bytes = 8 * FK_MIB, .direct_ctas = 4,
 };
 
 /* ---- what was measured before ---- */
@@ -51,7 +52,7 @@ static bool sane(const struct fk_cuda_tuning *t)
 {
     return t->direct_bytes <= FK_GIB && t->chunk_bytes >= FK_MIB &&
            t->chunk_bytes <= FK_CUDA_CHUNK_MAX && t->chunk_bytes % FK_CUDA_TILE == 0 &&
-           t->direct_ctas >= 1 && t->direct_ctas <= 64 && t->ring_ctas >= 1 && t->ring_ctas <= 64;
+           t->direct_ctas >= 1 && t->direct_ctas <= 64;
 }
 
 static bool load(struct fk_cuda_copier *c, const char *path, struct fk_cuda_tuning *t)
@@ -63,7 +64,7 @@ static bool load(struct fk_cuda_copier *c, const char *path, struct fk_cuda_tuni
     if (!f)
         return false;
     int n = fscanf(f, "%d %d %llu %llu %u %u", &format, &driver, &direct, &chunk, &t->direct_ctas,
-                   &t->ring_ctas);
+                   &t->bytes_per_us);
     fclose(f);
     if (n != 6 || format != FORMAT || driver != c->cu->version)
         return false;
@@ -81,7 +82,7 @@ static void save(struct fk_cuda_copier *c, const char *path, const struct fk_cud
     if (!f)
         return;
     fprintf(f, "%d %d %llu %llu %u %u\n", FORMAT, c->cu->version, (unsigned long long)t->direct_bytes,
-            (unsigned long long)t->chunk_bytes, t->direct_ctas, t->ring_ctas);
+            (unsigned long long)t->chunk_bytes, t->direct_ctas, t->bytes_per_us);
     if (fclose(f) || rename(part, path) < 0)
         (void)unlink(part);
 }
@@ -174,9 +175,9 @@ static uint32_t thriftiest(const uint64_t *us, uint32_t n, uint64_t percent)
 
 static bool measure(struct scratch *s, struct fk_cuda_tuning *t)
 {
-    static const uint32_t ctas[] = { 4, 8 }, ring_ctas[] = { 4, 8, 16 };
+    static const uint32_t ctas[] = { 4, 8 };
     static const uint64_t chunks[] = { 8 * FK_MIB, 16 * FK_MIB };   /* smaller: gaps in large jobs */
-    uint64_t us[3];
+    uint64_t us[2];
 
     for (int i = 0; i < 2; i++) {
         s->c->tuning.direct_ctas = ctas[i];
@@ -184,19 +185,14 @@ static bool measure(struct scratch *s, struct fk_cuda_tuning *t)
             return false;
     }
     t->direct_ctas = s->c->tuning.direct_ctas = ctas[thriftiest(us, 2, 2)];
-    s->c->tuning.chunk_bytes = 8 * FK_MIB;
-    for (int i = 0; i < 3; i++) {
-        s->c->tuning.ring_ctas = ring_ctas[i];
-        if (!(us[i] = both_ways(s, SCRATCH, false)))
-            return false;
-    }
-    t->ring_ctas = s->c->tuning.ring_ctas = ring_ctas[thriftiest(us, 3, 2)];
     for (int i = 0; i < 2; i++) {
         s->c->tuning.chunk_bytes = chunks[i];
         if (!(us[i] = both_ways(s, SCRATCH, false)))
             return false;
     }
-    t->chunk_bytes = s->c->tuning.chunk_bytes = chunks[thriftiest(us, 2, 2)];
+    uint32_t best = thriftiest(us, 2, 2);
+    t->chunk_bytes = s->c->tuning.chunk_bytes = chunks[best];
+    t->bytes_per_us = (uint32_t)(2 * SCRATCH / us[best]);
     t->direct_bytes = 0;
     for (uint64_t bytes = 2 * FK_MIB; bytes <= SCRATCH; bytes *= 2) {
         uint64_t direct = both_ways(s, bytes, true), staged = both_ways(s, bytes, false);
@@ -231,9 +227,9 @@ void fk_cuda_tune(struct fk_cuda_copier *c)
             close_scratch(&s, c);
         }
         fk_info("GPU %d: jobs up to %llu MiB by a kernel of %u CTAs, larger ones in chunks of %llu "
-                "MiB with %u CTAs (%llu ms)", c->device,
+                "MiB, %.1f GB/s (%llu ms)", c->device,
                 (unsigned long long)(t.direct_bytes / FK_MIB), t.direct_ctas,
-                (unsigned long long)(t.chunk_bytes / FK_MIB), t.ring_ctas,
+                (unsigned long long)(t.chunk_bytes / FK_MIB), t.bytes_per_us / 1e3,
                 (unsigned long long)((fk_clock_us() - start) / 1000));
         known[c->device] = t;
     }

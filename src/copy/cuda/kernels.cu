@@ -1,6 +1,7 @@
 /*
- * kernels.cu - the one kernel of the cuda copier: blocks between an engine's paged KV tensors and a
- * linear side, which is pinned host memory (slots of the pool) or a staging ring on the device.
+ * kernels.cu - the kernel of the cuda copier: blocks between an engine's paged KV tensors and a
+ * linear side, which is pinned host memory (slots of the pool) or a staging ring on the device. For
+ * each of the two there is a form of its own.
  *
  * Shipped as PTX (kernels.ptx.h, made by tools/gen-ptx), which the driver compiles for the device
  * it finds: compute capability 8.0 and later. Kept in plain C with CUDA's intrinsics.
@@ -17,18 +18,21 @@ struct tile {
     uint32_t bytes, align;  /* align: 16, 4 or 1: what all of its addresses and bytes are multiples of */
 };
 
+#define FEW 64
+
 struct job {
     const struct tile *tiles;
-    const uint32_t *slots;  /* linear number of each block; NULL: 0, 1, 2 ... */
-    const uint32_t *pages;
+    const uint32_t *pages, *slots;      /* of each block; NULL: of few blocks, below */
     char *linear;           /* of block 0's slice part */
     uint64_t linear_stride;
     uint64_t offset;        /* taken off the tiles' offsets: where the part begins in the slice */
     uint32_t n_blocks, n_tiles;
     uint32_t to_pages, reserved;
+    uint32_t few[2][FEW];   /* pages, slots */
 };
 
 #define UNROLL 8            /* 16-byte loads under way in each lane: TILE_BYTES / 512 */
+#define RING_UNROLL 4
 
 template <typename T>
 static __device__ __forceinline__ void copy(char *to, const char *from, uint32_t bytes, uint32_t lane)
@@ -39,26 +43,32 @@ static __device__ __forceinline__ void copy(char *to, const char *from, uint32_t
         __stcs((T *)to + i, __ldcs((const T *)from + i));
 }
 
+template <int AT_ONCE>
 static __device__ __forceinline__ void copy16(char *to, const char *from, uint32_t bytes, uint32_t lane)
 {
     const uint4 *src = (const uint4 *)from + lane;
     uint4 *dst = (uint4 *)to + lane;
     uint32_t n = bytes / 16;
 
-    if (n == UNROLL * 32) {
-        uint4 v[UNROLL];
+    if (n % (AT_ONCE * 32) == 0) {
+#pragma unroll 1
+        for (; n; n -= AT_ONCE * 32, src += AT_ONCE * 32, dst += AT_ONCE * 32) {
+            uint4 v[AT_ONCE];
 #pragma unroll
-        for (int i = 0; i < UNROLL; i++)
-            v[i] = __ldcs(src + i * 32);
+            for (int i = 0; i < AT_ONCE; i++)
+                v[i] = __ldcs(src + i * 32);
 #pragma unroll
-        for (int i = 0; i < UNROLL; i++)
-            __stcs(dst + i * 32, v[i]);
+            for (int i = 0; i < AT_ONCE; i++)
+                __stcs(dst + i * 32, v[i]);
+        }
         return;
     }
     copy<uint4>(to, from, bytes, lane);
 }
 
-extern "C" __global__ void __launch_bounds__(512) fk_copy_blocks(const struct job j)
+/* SLOTS: the linear side is the pool; else the ring, where block follows block. */
+template <int AT_ONCE, bool SLOTS>
+static __device__ __forceinline__ void copy_blocks(const struct job &j)
 {
     uint32_t lane = threadIdx.x % 32;
     uint32_t warp = blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32;
@@ -68,16 +78,29 @@ extern "C" __global__ void __launch_bounds__(512) fk_copy_blocks(const struct jo
     for (uint64_t u = warp; u < units; u += warps) {
         uint32_t block = (uint32_t)(u / j.n_tiles);
         const struct tile t = j.tiles[u % j.n_tiles];
-        uint64_t at = j.slots ? j.slots[block] : block;
-        char *page = (char *)(t.base + j.pages[block] * t.stride);
+        uint64_t at = !SLOTS ? block : j.slots ? j.slots[block] : j.few[1][block];
+        char *page = (char *)(t.base + (j.pages ? j.pages[block] : j.few[0][block]) * t.stride);
         char *linear = j.linear + at * j.linear_stride + (t.offset - j.offset);
         char *to = j.to_pages ? page : linear;
         const char *from = j.to_pages ? linear : page;
         if (t.align == 16)
-            copy16(to, from, t.bytes, lane);
+            copy16<AT_ONCE>(to, from, t.bytes, lane);
         else if (t.align == 4)
             copy<uint32_t>(to, from, t.bytes, lane);
         else
             copy<uint8_t>(to, from, t.bytes, lane);
     }
+}
+
+/* Pinned memory: a few CTAs fill the bus. */
+extern "C" __global__ void __launch_bounds__(512) fk_copy_direct(const struct job j)
+{
+    copy_blocks<UNROLL, true>(j);
+}
+
+/* The ring: many CTAs of one warp, soon over. 32 registers for each thread are what a matrix
+ * multiply's CTA of 384 threads with 168 each leaves of a multiprocessor. */
+extern "C" __global__ void __maxnreg__(32) fk_copy_ring(const struct job j)
+{
+    copy_blocks<RING_UNROLL, false>(j);
 }
