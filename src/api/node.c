@@ -170,7 +170,10 @@ FLEXKV_API int flexkv_node_open(const flexkv_config *config, flexkv_node **out)
         rc = fk_node_agent_start(node);
     if (!rc)
         rc = fk_node_io_start(node);
+    if (!rc && *node->set->kv_events_endpoint)
+        rc = fk_node_publish_start(node);
     if (rc) {
+        fk_node_io_stop(node);
         node->closing = true;
         if (node->has_agent)
             pthread_cond_signal(&node->agent_wake);
@@ -233,6 +236,7 @@ void fk_local_close(flexkv_node *pub)
     wait_until(node, copies_idle, deadline);
     wait_until(node, writes_idle, deadline);
 
+    fk_node_publish_stop(node);
     fk_server_stop(node);
     fk_node_io_stop(node);
     pthread_mutex_lock(&node->lock);

@@ -126,6 +126,9 @@ struct fk_node {
     int reset_status;               /* of the last that failed */
     _Atomic uint64_t bytes_to_engine, bytes_from_engine;
 
+    struct fk_publisher *publisher; /* of KV events; NULL: none is configured */
+    flexkv_events *published;       /* what it reads */
+
     struct fk_server *server;       /* NULL: does not listen */
     struct fk_link *links;          /* agents of other processes */
     uint32_t cancels_told;          /* see fk_core_work */
@@ -252,6 +255,11 @@ void fk_names_carry(struct fk_space *s, const struct fk_core_ssd_req *req,
 int fk_names_open(struct fk_space *s);
 void fk_names_close(struct fk_space *s);
 void fk_names_recover(struct fk_space *s, const struct fk_core_found *found, size_t n);
+
+/* publish.c: with kv_events_endpoint set, what the node holds is told over ZeroMQ. */
+int fk_node_publish_start(struct fk_node *node);
+void fk_node_publish_stop(struct fk_node *node);
+struct json_t *fk_node_publish_json(const struct fk_node *node);
 
 /* status.c */
 int fk_node_status_json(struct fk_node *node, char **json);

@@ -143,6 +143,8 @@ int fk_node_status_json(struct fk_node *node, char **text)
     json_object_set_new(root, "uptime_s", number((fk_clock_us() - node->started_us) / 1000000));
     json_object_set_new(root, "address", json_string(node->server ? node->server->address : ""));
     json_object_set_new(root, "stats", stats_json(&st));
+    if (node->publisher)
+        json_object_set_new(root, "kv_events", fk_node_publish_json(node));
     pthread_mutex_lock(&node->lock);
     json_object_set_new(root, "spaces", spaces_json(node));
     json_object_set_new(root, "instances", instances_json(node));

@@ -427,6 +427,8 @@ static int derive_all(struct fk_config *cfg)
         rc = derive(cfg, OPTION(cpu_memory), "hugetlb", OPTION(use_hugepage_cpu_buffer));
     if (rc == 0 && s->dynamo_use_flexkv)
         rc = derive(cfg, OPTION(enable_kv_events), "1", OPTION(dynamo_use_flexkv));
+    if (rc == 0 && *s->kv_events_endpoint)
+        rc = derive(cfg, OPTION(enable_kv_events), "1", OPTION(kv_events_endpoint));
     return rc ? fk_config_fail(cfg, rc, "out of memory") : 0;
 }
 

@@ -246,6 +246,27 @@ const struct fk_option fk_options[] = {
 { "kv_events_buffer_mb", CATEGORY, SIZE(kv_events_buffer_bytes, "16", 4 * KIB, GIB, "MiB"),
   .help = "Memory for events that a subscriber has not fetched yet; one that falls behind looks "
           "at what is there and loses nothing" },
+{ "kv_events_endpoint", CATEGORY, STRING(kv_events_endpoint, ""),
+  .help = "Where routers subscribe to KV events (ZeroMQ PUB): tcp://HOST:PORT, tcp://*:PORT or "
+          "ipc://PATH; means enable_kv_events: 1. Empty: nothing is published" },
+{ "kv_events_replay_endpoint", CATEGORY, STRING(kv_events_replay_endpoint, ""),
+  .help = "Where they ask for batches that they missed (ZeroMQ ROUTER); empty: nowhere" },
+{ "kv_events_topic", CATEGORY, STRING(kv_events_topic, ""), .help = "First frame of each batch" },
+{ "kv_events_rank", CATEGORY, INT(kv_events_rank, "-1", -1, 65535, NULL),
+  .help = "Data parallel rank that the batches are for; -1: none is stated, the router takes the one "
+          "it knows the endpoint by" },
+{ "kv_events_ranks", CATEGORY, INT(kv_events_ranks, "1", 1, 1024, "ranks"),
+  .help = "Ranks from kv_events_rank on that share the node: each is told the same" },
+{ "kv_events_hwm", CATEGORY, INT(kv_events_hwm, "10000", 0, 10000000, "batches"),
+  .help = "Batches of up to 64 KiB that may wait for a slow subscriber; then it loses some, and is "
+          "told all again when it has room. 0: no limit" },
+{ "kv_events_replay_batches|kv_events_buffer_steps", CATEGORY,
+  INT(kv_events_replay_batches, "10000", 0, 10000000, "batches"),
+  .help = "The last batches that are kept for who missed some" },
+{ "kv_events_replay_mb", CATEGORY, SIZE(kv_events_replay_bytes, "64", 0, 64 * GIB, "MiB"),
+  .help = "Most memory for them" },
+{ "kv_events_zmq_library", CATEGORY, STRING(kv_events_zmq_library, ""),
+  .help = "Path of the ZeroMQ library that publishes; empty: libzmq.so.5, where the system has it" },
 { "dynamo_use_flexkv", "DYNAMO_USE_FLEXKV", CATEGORY, BOOL(dynamo_use_flexkv, "0"),
   .help = "KV events for Dynamo's router: 1 means enable_kv_events: 1" },
 { "sync_get", CATEGORY, BOOL(sync_get, "0"),

@@ -139,6 +139,15 @@ struct fk_settings {
     char *master_ports;
     bool enable_kv_events;       /* dynamo_use_flexkv is already applied by fk_config_finish */
     uint64_t kv_events_buffer_bytes;
+    char *kv_events_endpoint;    /* "": nothing is published */
+    char *kv_events_replay_endpoint;
+    char *kv_events_topic;
+    int64_t kv_events_rank;      /* -1: none is stated */
+    int64_t kv_events_ranks;
+    int64_t kv_events_hwm;
+    int64_t kv_events_replay_batches;
+    uint64_t kv_events_replay_bytes;
+    char *kv_events_zmq_library;
     bool dynamo_use_flexkv;
     bool sync_get;
     bool maybe_skip_put;
