@@ -23,6 +23,7 @@ int bench_events(struct bench_result *out, int max);
 int bench_hash(struct bench_result *out, int max);
 int bench_copy(struct bench_result *out, int max);
 int bench_gpu(struct bench_result *out, int max);
+int bench_publish(struct bench_result *out, int max);
 int bench_ssd(const char *dir, struct bench_result *out, int max);
 int bench_recover(const char *dir, struct bench_result *out, int max);
 

@@ -9,6 +9,7 @@
 
 int cmd_bench(int argc, char **argv);
 int cmd_config(int argc, char **argv);
+int cmd_events(int argc, char **argv);
 int cmd_fsck(int argc, char **argv);
 int cmd_replay(int argc, char **argv);
 int cmd_serve(int argc, char **argv);

@@ -16,6 +16,7 @@ static const struct {
     { "top", cmd_top, "watch a daemon, live" },
     { "replay", cmd_replay, "drive a node with a request trace, check every byte" },
     { "bench", cmd_bench, "measure index, hash, copy and SSD against their limits" },
+    { "events", cmd_events, "look at streams of KV events, check, record, merge them" },
     { "config", cmd_config, "show every option's effective value and its source" },
     { "fsck", cmd_fsck, "check and repair an SSD store off line" },
 };
