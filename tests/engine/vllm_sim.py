@@ -21,7 +21,7 @@ from unittest import mock
 
 import torch
 
-from vllm.config import KVTransferConfig, set_current_vllm_config
+from vllm.config import KVEventsConfig, KVTransferConfig, set_current_vllm_config
 from vllm.distributed import kv_transfer
 from vllm.distributed.kv_transfer import kv_transfer_state
 from vllm.distributed.kv_transfer.kv_connector.factory import KVConnectorFactory
@@ -61,6 +61,7 @@ class Setup:
     max_model_len: int = 512
     layers: int = 2                     # of each group
     drafts: int = 0                     # tokens guessed ahead of each step, some of them rightly
+    events: bool = False                # the engine publishes KV events: see Engine.published
 
 
 @dataclass
@@ -130,6 +131,8 @@ class Engine:
             disable_hybrid_kv_cache_manager=self.setup.kind != "ours",
             speculative_config={"method": "ngram", "num_speculative_tokens": self.setup.drafts,
                                 "prompt_lookup_max": 4} if self.setup.drafts else None,
+            kv_events_config=KVEventsConfig(enable_kv_cache_events=True, publisher="null")
+            if self.setup.events else None,
         ).create_engine_config()
         config.cache_config.block_size = BLOCK
         config.cache_config.num_gpu_blocks = self.setup.blocks
@@ -171,6 +174,7 @@ class Engine:
                 structured_output_manager=StructuredOutputManager(self.config), block_size=BLOCK,
                 hash_block_size=BLOCK, log_stats=True)
         self.scheduler.defer_block_free &= setup.defers
+        self.scheduler.kv_event_publisher.publish = lambda batch: self.published(batch.events)
         hasher = get_hash_fn_by_name(self.config.cache_config.prefix_caching_hash_algo)
         kv_cache_utils.init_none_hash(hasher)
         self.hasher = kv_cache_utils.get_request_block_hasher(BLOCK, hasher)
@@ -180,6 +184,9 @@ class Engine:
         if self.setup.layerwise:
             self.node = LateNode(self.node)
         return self.node
+
+    def published(self, events: list[Any]) -> None:
+        """For tests that look at KV events."""
 
     # ---- requests ------------------------------------------------------------------------------
 

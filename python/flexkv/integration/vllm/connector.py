@@ -144,8 +144,7 @@ class FlexKVConnectorV1(KVConnectorBase_V1, SupportsHMA):
         return self._scheduler is not None and self._scheduler.pending
 
     def take_events(self) -> Iterable[Any]:
-        """KV events are not published yet."""
-        return ()
+        return self._scheduler.take_events() if self._scheduler is not None else ()
 
     def reset_cache(self) -> bool | None:
         return self._scheduler.reset() if self._scheduler is not None else None

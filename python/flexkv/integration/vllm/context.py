@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from typing import Any
 
+from .events import Events
 from .requests import Space
 from .settings import Settings
 
@@ -22,6 +23,7 @@ class Context:
         self.count: Counter[str] = Counter()    # statistics since the last report
         self.null_page = 0              # the engine's page for what a window has left behind
         self.pool: Any = None           # the engine's blocks, where it lets us hold them
+        self.events: Events | None = None
         self._last: dict[str, float] = {}
         self._left_out: Counter[str] = Counter()
 

@@ -8,6 +8,13 @@ from typing import Any
 from .groups import Group
 
 
+@dataclass(frozen=True)
+class Label:
+    """How routers know a request's blocks."""
+    lora_name: str | None = None
+    cache_salt: str | None = None
+
+
 class Space:
     """A group of the engine with its FlexKV space."""
     __slots__ = ("group", "block_size", "hashes_per_block", "space", "_namespaces")
@@ -30,11 +37,12 @@ class Space:
 
 class Chain:
     """A request's blocks in one group: their keys, and how many of them are stored."""
-    __slots__ = ("space", "namespace", "keys", "count", "stored", "begun", "closed")
+    __slots__ = ("space", "namespace", "label", "keys", "count", "stored", "begun", "closed")
 
-    def __init__(self, space: Space, namespace: Any) -> None:
+    def __init__(self, space: Space, parts: tuple[str, ...], label: Label | None) -> None:
         self.space = space
-        self.namespace = namespace
+        self.namespace = space.namespace(parts)
+        self.label = label      # None: its blocks make no events
         self.keys = b""
         self.count = 0          # keys
         self.stored = 0         # leading blocks that are stored or under way, as far as known here

@@ -15,6 +15,7 @@ from flexkv._flexkv import Error
 
 from . import identity
 from .context import Context
+from .events import open_events
 from .groups import alignment, groups_of, hash_block_size
 from .loads import GRACE, Loads
 from .node import open_node
@@ -59,6 +60,7 @@ class SchedulerSide:
             self._node.close()
             raise
         self._c = Context(settings, self._node, spaces, alignment(groups))
+        self._c.events = open_events(self._node, spaces, vllm_config, settings.events)
         self._rate = PrefillRate([s.space for s in spaces])
         self._stores = Stores(self._c, enabled=transfer.is_kv_producer,
                               drafts=getattr(vllm_config, "speculative_config", None) is not None)
@@ -100,11 +102,12 @@ class SchedulerSide:
         if getattr(engine, "resumable", False) or not self._check_hashes(engine):
             return None         # a resumed session's tokens change after the fact
         parts = identity.requested_parts(engine)
+        label = self._c.events.label(engine, parts) if self._c.events is not None else None
         if engine.lora_request is not None:
             parts += self._adapters.parts(engine.lora_request)
         parts += self._private
         try:
-            chains = [Chain(space, space.namespace(parts)) for space in self._c.spaces]
+            chains = [Chain(space, parts, label) for space in self._c.spaces]
         except Error as e:
             self._c.trouble("namespace", e)
             return None
@@ -319,6 +322,16 @@ class SchedulerSide:
         logger.info("FlexKV: cache reset")
         return True
 
+    def take_events(self) -> list[Any]:
+        """For the engine's stream of KV events, once a step."""
+        if self._c.events is None:
+            return []
+        try:
+            return self._c.events.take(self._c.pool)
+        except Error as e:
+            self._c.trouble("KV events", e)
+            return []
+
     def stats(self) -> StepStats | None:
         """What has been counted since the last call, None if nothing."""
         now = time.monotonic()
@@ -344,4 +357,6 @@ class SchedulerSide:
                 self._c.count[tier + "_used_blocks"] = slots - stats[tier]["free_slots"]
 
     def shutdown(self) -> None:
+        if self._c.events is not None:
+            self._c.events.close()
         self._node.close()

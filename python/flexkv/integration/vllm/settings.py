@@ -24,6 +24,7 @@ class Settings:
     op_timeout: float           # seconds
     lease_timeout: float
     start_timeout: float        # for workers, and for a daemon to come up
+    events: bool = False        # KV events for routers
 
 
 def read(vllm_config: Any) -> Settings:
@@ -33,19 +34,19 @@ def read(vllm_config: Any) -> Settings:
     def number(key: str) -> int:
         return int(config.get(key) or 0)
 
-    client = (_true(config.get("server_client_mode")) or number("instance_num") > 1
-              or _is_replica(vllm_config))
+    client = shared(config) or _is_replica(vllm_config)
     address = config.get("server_recv_port")
-    if not client and not _given(address):
+    if not client and not address_given(address):
         address = own_address(str(vllm_config.kv_transfer_config.engine_id))
     return Settings(
-        enabled=_true(config.get("enable_flexkv")),
-        sync_get=_true(config.get("sync_get")),
+        enabled=true(config.get("enable_flexkv")),
+        sync_get=true(config.get("sync_get")),
         layerwise=_layerwise(vllm_config, config),
         client=client,
         launch=config.get("server_launch_mode") != "external",
         address=address,
         max_spaces=number("max_spaces"),
+        events=true(config.get("enable_kv_events")) or true(config.get("dynamo_use_flexkv")),
         op_timeout=number("op_timeout_ms") / 1e3,
         lease_timeout=number("lease_timeout_ms") / 1e3,
         start_timeout=number("worker_timeout_ms") / 1e3,
@@ -56,7 +57,7 @@ def _layerwise(vllm_config: Any, config: Config) -> bool:
     """Also to be had for one engine only."""
     extra = vllm_config.kv_transfer_config.kv_connector_extra_config or {}
     value = extra.get("enable_layerwise_transfer")
-    return _true(str(value) if value is not None else config.get("enable_layerwise_transfer"))
+    return true(str(value) if value is not None else config.get("enable_layerwise_transfer"))
 
 
 def _is_replica(vllm_config: Any) -> bool:
@@ -72,10 +73,15 @@ def own_address(engine_id: str) -> str:
     return f"ipc://@flexkv-{os.getuid()}-" + re.sub(r"[^A-Za-z0-9_.-]", "_", engine_id)[:64]
 
 
-def _given(address: str) -> bool:
+def shared(config: Config) -> bool:
+    """Do the options ask for a node that several engines share?"""
+    return true(config.get("server_client_mode")) or int(config.get("instance_num") or 0) > 1
+
+
+def address_given(address: str) -> bool:
     """Did the user choose the address?"""
     return address != _DEFAULT_ADDRESS or "FLEXKV_SERVER_RECV_PORT" in os.environ
 
 
-def _true(text: str) -> bool:
+def true(text: str) -> bool:
     return text.strip().lower() in ("1", "true", "on", "yes")

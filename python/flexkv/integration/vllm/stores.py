@@ -133,8 +133,10 @@ class Stores:
             return
         if not pages:
             return
+        events = self._c.events
         try:
-            op = chain.namespace.put(chain.head(blocks), first, pages)
+            names = events.names(request, chain, first, blocks) if events is not None else {}
+            op = chain.namespace.put(chain.head(blocks), first, pages, **names)
         except Error as e:
             self._c.trouble("store", e)
             return

@@ -15,6 +15,7 @@ logger = logging.getLogger("vllm.flexkv")
 
 TESTED = {
     "0.32.0": "on CPUs",
+    "0.31.0": "on CPUs, in NVIDIA Dynamo",
     "0.24.0": "read, and run on GPUs by tests/device/vllm_engine.py",
 }
 ANY_VERSION = "FLEXKV_VLLM_ANY_VERSION"
@@ -86,6 +87,52 @@ def _tested() -> str:
 def _plain(version: str) -> str:
     """0.32.0 of 0.32.0+cpu or 0.32.0.dev1."""
     return ".".join(version.split("+")[0].split(".")[:3])
+
+
+def connector_base() -> type:
+    return importlib.import_module(_BASE).KVConnectorBase_V1
+
+
+_EVENTS = "vllm.distributed.kv_events"
+
+
+class EventMaker:
+    """The engine's own KV events of what Events.take gives. Their fields differ between versions."""
+
+    def __init__(self, stored: Any = None, removed: Any = None) -> None:
+        """ImportError where there is no vLLM and no classes are given."""
+        if stored is None:
+            module = importlib.import_module(_EVENTS)
+            stored, removed = module.BlockStored, module.BlockRemoved
+        self.stored, self.removed = stored, removed
+        fields = set(getattr(stored, "__struct_fields__", None) or stored._fields)
+        self._salts, self._loras = "extra_keys" in fields, "lora_name" in fields
+        self._none = {name: None for name in ("lora_id", "lora_name", "extra_keys") if name in fields}
+
+    def fits(self, label: Any) -> bool:
+        """Can an event say it? What a router can't tell apart must not be announced."""
+        return ((label.cache_salt is None or self._salts)
+                and (label.lora_name is None or self._loras))
+
+    def event(self, taken: tuple[Any, ...]) -> Any:
+        stored, medium, hashes, parent, tokens, size, lora, salt = taken
+        if not stored:
+            return self.removed(block_hashes=hashes, medium=medium)
+        more = dict(self._none)
+        if lora is not None:
+            more["lora_name"] = lora
+        if salt is not None and parent is None:
+            # Of the prompt's first block only, as the engine's own events have it: the others
+            # have it from their parents.
+            more["extra_keys"] = [(salt,)] + [None] * (len(hashes) - 1)
+        return self.stored(block_hashes=hashes, parent_block_hash=parent, token_ids=tokens,
+                            block_size=size, medium=medium, **more)
+
+
+def events_by_digest() -> bool:
+    """Do the engine's events have whole digests, where ours have their last 64 bits?"""
+    envs = importlib.import_module("vllm.envs")
+    return not getattr(envs, "VLLM_KV_EVENTS_USE_INT_BLOCK_HASHES", True)
 
 
 def transfer_results() -> type | None:

@@ -1,13 +1,17 @@
 """What the connector that comes with vLLM, FlexKVConnectorV1, loads and forwards its calls to.
 
-It forwards 15 methods. What is not among them (reset, preemptions, several KV groups, statistics)
-works with our own connector class: see connector.py and docs/vllm.md.
+It forwards 15 methods. Two more, which the engine calls in vain else, are put on its object: that
+the cache is reset, and the engine's pool, which shows that it was cleared. What then is not there
+(preemptions, several KV groups, statistics) works with our own connector class: see connector.py
+and docs/vllm.md.
 """
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 from typing import Any
 
+from . import versions
 from .protocol import StepMetadata, StepStats, step_of
 from .side import sides
 
@@ -17,6 +21,18 @@ class FlexKVConnectorV1Impl:
         self._config = vllm_config
         self._scheduler, self._worker = sides(vllm_config, role, None, full=False)
         self._wrapper: Any = None
+        if self._scheduler is not None:
+            self._put_on(sys._getframe(1).f_locals.get("self"))
+
+    def _put_on(self, connector: Any) -> None:
+        """connector: whose constructor this is called by. A version that forwards these calls itself
+        is left as it is."""
+        base = versions.connector_base()
+        if not isinstance(connector, base):
+            return
+        for name in ("reset_cache", "bind_gpu_block_pool"):
+            if getattr(type(connector), name, None) is getattr(base, name, None) is not None:
+                setattr(connector, name, getattr(self, name))
 
     def shutdown(self) -> None:
         for side in (self._scheduler, self._worker):
@@ -113,9 +129,11 @@ class FlexKVConnectorV1Impl:
         return self._scheduler.finished(request, (block_ids,)), None
 
     def take_events(self) -> Iterable[Any]:
-        """KV events are not published yet."""
-        return ()
+        return self._scheduler.take_events() if self._scheduler is not None else ()
 
     def reset_cache(self) -> bool | None:
-        """Not called by vLLM's connector class; for those who hold this object."""
         return self._scheduler.reset() if self._scheduler is not None else None
+
+    def bind_gpu_block_pool(self, gpu_block_pool: Any) -> None:
+        if self._scheduler is not None:
+            self._scheduler.bind_pool(gpu_block_pool)
