@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from flexkv.common.config import GLOBAL_CONFIG_FROM_ENV, CacheConfig, ModelConfig
-from flexkv.common.debug import flexkv_logger
 from flexkv.common.request import KVResponse
 from flexkv.kvtask import KVTaskEngine, node_address
 from flexkv.server.client import KVDPClient
@@ -39,13 +38,12 @@ class KVManager:
         self.owns_mps = False               # no second process uses the GPU
         self.server_handle: Any = None
         self._check_modes()
-        if event_collector is not None:
-            flexkv_logger.warning("event_collector: this build publishes no KV events; the "
-                                  "collector stays empty")
+        self.event_collector = event_collector
         if self.server_client_mode:
             self._connect_to_daemon(dp_client_id)
         else:
-            self.kv_task_engine = KVTaskEngine(model_config, cache_config, self.gpu_register_port)
+            self.kv_task_engine = KVTaskEngine(model_config, cache_config, self.gpu_register_port,
+                                               event_collector=event_collector)
 
     def _check_modes(self) -> None:
         if self.server_launch_mode not in ("embedded", "external"):
@@ -65,11 +63,13 @@ class KVManager:
         if self.server_launch_mode == "embedded" and dp_client_id == 0:
             self.server_handle = KVServer.create_server(
                 model_config=self.model_config, cache_config=self.cache_config,
-                gpu_register_port=self.gpu_register_port, server_recv_port=self.server_recv_port)
+                gpu_register_port=self.gpu_register_port, server_recv_port=self.server_recv_port,
+                child_env={"FLEXKV_ENABLE_KV_EVENTS": "1"} if self.event_collector else None)
             daemon = self.server_handle.process
         self.dp_client = KVDPClient(self.server_recv_port, model_config=self.model_config,
                                     dp_client_id=dp_client_id, cache_config=self.cache_config,
                                     daemon=daemon)
+        self.dp_client.event_collector = self.event_collector
 
     @property
     def _backend(self) -> Any:

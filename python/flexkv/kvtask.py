@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from enum import Enum
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -27,6 +27,9 @@ from flexkv.common.node_config import node_config, node_settings
 from flexkv.common.rank import noted_rank, replicas
 from flexkv.common.request import KVResponse, KVResponseStatus
 from flexkv.common.tokens import as_tokens, block_mask, masked_blocks, pages_of
+
+if TYPE_CHECKING:
+    from flexkv.integration.dynamo.collector import KVEventCollector
 
 _SPACE_TRY_MS = 200             # one attempt of the thread that opens the space
 _POLL_S = 0.02                  # one wait for completions: another thread may have taken ours
@@ -58,7 +61,7 @@ def instance_name(dp_client_id: int) -> str:
 
 class Task:
     __slots__ = ("task_id", "task_type", "status", "n_tokens", "first", "blocks", "mask", "keys",
-                 "namespace", "lease", "op", "members", "pending", "batch")
+                 "namespace", "tokens", "lease", "op", "members", "pending", "batch")
 
     def __init__(self, task_id: int, task_type: TaskType, n_tokens: int) -> None:
         self.task_id = task_id
@@ -70,6 +73,7 @@ class Task:
         self.mask: np.ndarray | None = None
         self.keys = b""
         self.namespace: Any = None
+        self.tokens: np.ndarray | None = None   # of a put that makes KV events
         self.lease = 0
         self.op = 0
         self.members: list[Task] = []   # of a batch
@@ -111,6 +115,7 @@ class TaskEngine:
         self._stop = threading.Event()
         self._failure: Exception | None = None
         self._said: set[str] = set()
+        self.event_collector: KVEventCollector | None = None    # set before start
 
     # ---- the node and the space ----
 
@@ -170,6 +175,8 @@ class TaskEngine:
                     self._stop.wait(_SPACE_TRY_MS / 1000)
             if space is not None and self._starts_cold():
                 node.reset()
+            if space is not None and self.event_collector is not None:
+                self.event_collector.follow(node, space)
         except Exception as error:     # whatever it is, is_ready must tell
             if not self._stop.is_set():
                 flexkv_logger.error("FlexKV can't start: %s", error)
@@ -197,6 +204,8 @@ class TaskEngine:
             self._opener = None
             self._space = None
         if node is not None:
+            if self.event_collector is not None:
+                self.event_collector.close()
             node.close()
         with self._lock:
             self._ops.clear()
@@ -247,7 +256,7 @@ class TaskEngine:
         """Under the lock. The mask shrinks to what was moved."""
         self._drop_lease(task)
         task.status = status
-        task.keys, task.namespace = b"", None
+        task.keys, task.namespace, task.tokens = b"", None, None
         if task.mask is not None and blocks_ok < task.blocks:
             end = (task.first + blocks_ok) * self.tokens_per_block
             task.mask = task.mask.copy()        # the caller has it from the match
@@ -384,6 +393,8 @@ class TaskEngine:
         with self._lock:
             task = self._new_task(TaskType.PUT, tokens.size, task_id)
             task.namespace, task.keys = named, keys
+            if self.event_collector is not None and not namespace_parts(namespace):
+                task.tokens = tokens    # routers know nothing of namespaces
             match = self._match(task)
             known = match.blocks if match is not None else 0
             self._plan(task, known, end if keys else known)
@@ -424,8 +435,19 @@ class TaskEngine:
                 task.lease = 0          # the get has used it up
         else:
             # The lease keeps the blocks before the first one until the put has been accepted.
-            self._begin(task, lambda: task.namespace.put(task.keys, task.first, pages))
+            names = self._event_names(task)
+            self._begin(task, lambda: task.namespace.put(task.keys, task.first, pages, **names))
             self._drop_lease(task)
+
+    def _event_names(self, task: Task) -> dict[str, Any]:
+        """There is no engine's hash here: blocks are called by the first half of their keys."""
+        if task.tokens is None:
+            return {}
+        hashes = np.frombuffer(task.keys, np.uint64)[::2]
+        start, end = (n * self.tokens_per_block for n in (task.first, hashes.size))
+        return {"event_hashes": np.ascontiguousarray(hashes[task.first:]),
+                "event_tokens": np.ascontiguousarray(task.tokens[start:end]),
+                "event_parent": int(hashes[task.first - 1]) if task.first else None}
 
     def _pages(self, task: Task, slot_mapping: Any) -> np.ndarray | None:
         """The pages of a task that can be launched; None: it ended at its match.
@@ -622,10 +644,13 @@ class KVTaskEngine(TaskEngine):
                  event_collector: Any = None) -> None:
         super().__init__(model_config, cache_config)
         self.address = node_address(gpu_register_port or GLOBAL_CONFIG_FROM_ENV.server_recv_port)
+        self.event_collector = event_collector
 
     def _open_node(self) -> Any:
-        node = flexkv.Node.open(node_config(
-            node_settings(self.model_config, self.cache_config)))
+        settings = node_settings(self.model_config, self.cache_config)
+        if self.event_collector is not None:
+            settings["enable_kv_events"] = "1"
+        node = flexkv.Node.open(node_config(settings))
         try:
             node.listen(self.address)
         except flexkv.Error:

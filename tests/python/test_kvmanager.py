@@ -176,7 +176,7 @@ class Worker:
 
 class Engine:
     def __init__(self, folder, address, shape=FIRST, dp_client_id=0, model=None, noted=False,
-                 **cache):
+                 collector=None, **cache):
         heads = shape.heads
         sizes = {"tp_size": 1, "pp_size": 1, **(model or {})}
         if heads > 1:
@@ -186,7 +186,8 @@ class Engine:
         self.cache = CacheConfig(tokens_per_block=TOKENS, **{"num_cpu_blocks": 64, **cache})
         if noted:
             note_rank(RankInfo(self.model))
-        self.manager = KVManager(self.model, self.cache, dp_client_id, server_recv_port=address)
+        self.manager = KVManager(self.model, self.cache, dp_client_id, server_recv_port=address,
+                                 event_collector=collector)
         self.manager.start()
         self.workers = []
         folder.mkdir(exist_ok=True)
