@@ -8,7 +8,7 @@
 BUILD ?= build
 MESON := $(shell command -v /usr/bin/meson || command -v meson || echo meson)
 
-.PHONY: all deps demo demo-replay test test-engine fuzz soak soak-engine bench bench-engine clean install help
+.PHONY: all deps demo demo-dynamo demo-replay test test-engine fuzz soak soak-engine bench bench-engine clean install help
 
 all: | $(BUILD)/build.ninja
 	@ninja -C $(BUILD)
@@ -23,6 +23,10 @@ deps:
 demo:
 	@tools/install-deps
 	@tools/demo
+
+demo-dynamo:            ## NVIDIA Dynamo's router and four engines with FlexKV; what is credited, tier by tier
+	@tools/install-deps --dynamo
+	@examples/dynamo/start.sh $(DYNAMO_ARGS)
 
 demo-replay:            ## an hour of traffic through the tiers, every byte checked; no engine
 	@tools/install-deps

@@ -8,6 +8,8 @@ KIND is one of
   mla    DeepSeek-V2, all layers dense: one latent KV vector of 512 + 64 per token
   swa    Gemma 3: sliding-window and full attention mixed, which makes several KV groups
   demo   gqa, with a word-level tokenizer and a chat template, for the HTTP server
+  bytes  gqa, with a tokenizer that takes any text, a token a byte: for load generators, which
+         bring texts of their own
   gpu    Llama as gqa, but 4 heads over 2 KV heads of 128, as attention kernels of GPUs like it
 
 The weights come from fixed seeds: the same KIND gives the same bytes everywhere. They are large
@@ -25,7 +27,7 @@ import numpy as np
 
 VOCAB = 2048
 FIRST_WORD = 8          # token ids below are special ones; prompts use [FIRST_WORD, VOCAB)
-KINDS = ("gqa", "mla", "swa", "demo", "gpu")
+KINDS = ("gqa", "mla", "swa", "demo", "bytes", "gpu")
 
 # Standard deviations. Queries are larger, so that attention picks single tokens instead of an
 # average in which one wrong block of a long prompt would drown.
@@ -43,7 +45,7 @@ def config(kind: str) -> dict[str, Any]:
         "tie_word_embeddings": False, "dtype": "float32",
         "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
     }
-    if kind in ("gqa", "demo", "gpu"):
+    if kind in ("gqa", "demo", "bytes", "gpu"):
         heads, kv_heads, dim = (4, 2, 128) if kind == "gpu" else (8, 4, 64)
         return common | {
             "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu",
@@ -162,16 +164,39 @@ def words() -> list[str]:
     return [*SPECIAL, *picked]
 
 
-def write_tokenizer(folder: Path) -> None:
-    """A tokenizer that splits at white space, in the files that transformers reads."""
+def byte_letters() -> list[str]:
+    """The printable letter that stands for each byte in byte-level tokenizers: the byte's own
+    where it has one in Latin-1, else one from 256 on."""
+    printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
+    others = (b for b in range(256) if b not in printable)
+    moved = {b: 256 + n for n, b in enumerate(others)}
+    return [chr(moved.get(b, b)) for b in range(256)]
+
+
+def byte_tokenizer() -> dict[str, Any]:
+    """Special tokens, the 256 bytes, and words, which only the model's answers hold."""
+    letters = byte_letters()
+    made = [letters[ord(" ")] + word for word in words()[len(SPECIAL):]]
+    tokens = [*SPECIAL, *letters, *made][:VOCAB]
+    level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+    return {"pre_tokenizer": level, "decoder": level,
+            "model": {"type": "BPE", "vocab": {t: i for i, t in enumerate(tokens)}, "merges": []}}
+
+
+def word_tokenizer() -> dict[str, Any]:
     vocabulary = {word: i for i, word in enumerate(words())}
+    return {"pre_tokenizer": {"type": "WhitespaceSplit"}, "decoder": None,
+            "model": {"type": "WordLevel", "vocab": vocabulary, "unk_token": "<unk>"}}
+
+
+def write_tokenizer(kind: str, folder: Path) -> None:
+    """In the files that transformers reads. The demo's splits at white space."""
+    parts = byte_tokenizer() if kind == "bytes" else word_tokenizer()
     special = [{"id": i, "content": word, "single_word": False, "lstrip": False, "rstrip": False,
                 "normalized": False, "special": True} for i, word in enumerate(SPECIAL)]
     write_json(folder / "tokenizer.json", {
         "version": "1.0", "truncation": None, "padding": None, "added_tokens": special,
-        "normalizer": None, "pre_tokenizer": {"type": "WhitespaceSplit"},
-        "post_processor": None, "decoder": None,
-        "model": {"type": "WordLevel", "vocab": vocabulary, "unk_token": "<unk>"},
+        "normalizer": None, "post_processor": None, **parts,
     })
     write_json(folder / "tokenizer_config.json", {
         "tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": 16384,
@@ -191,8 +216,8 @@ def write(kind: str, folder: str | Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "config.json", settings)
     write_weights(kind, folder / "model.safetensors")
-    if kind == "demo":
-        write_tokenizer(folder)
+    if kind in ("demo", "bytes"):
+        write_tokenizer(kind, folder)
     return folder
 
 
