@@ -429,7 +429,8 @@ def _stat(process: Path) -> list[str]:
 
 
 def _runs(process: Path) -> bool:
-    return _stat(process)[0] != "Z"
+    """A killed process's first thread may be gone while others still have its files and sockets."""
+    return _stat(process)[0] != "Z" or len(list((process / "task").iterdir())) > 1
 
 
 def end_marked(folder: Path) -> None:
