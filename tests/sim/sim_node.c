@@ -35,7 +35,7 @@ static void space_create(struct sim *s, uint32_t i)
 {
     struct sim_space *sp = &s->space[i];
     const struct sim_space_config *c = &s->config.space[i];
-    char name[32];
+    char name[32] = "";
 
     sp->config = c;
     sp->slot_bytes = (uint32_t)fk_round_up((uint64_t)c->ranks * c->slice_bytes, FK_SSD_ALIGN);
