@@ -215,7 +215,8 @@ static int layerwise(const struct gpu *g, const struct shape *s, struct bench_re
         ends[i] = i + 1;
     for (int i = -1; !rc && i < RUNS; i++) {
         struct first f = { .start = fk_clock_us(), .c = j.copier };
-        struct fk_copy_progress p = { note_first, &f, ends, j.n_regions };
+        struct fk_copy_progress p = { .layers = note_first, .arg = &f, .layer_ends = ends,
+                                      .n_layers = j.n_regions };
         uint64_t w = ours_us(&j, true, &p), b = ours_us(&j, true, NULL);
         if (!w || !b)
             rc = -EIO;

@@ -236,6 +236,15 @@ FLEXKV_API int flexkv_agent_revoke(flexkv_agent *agent, const uint64_t *ops, siz
  */
 FLEXKV_API int flexkv_agent_wait_layer(flexkv_agent *agent, const uint64_t *ops, size_t n,
                                        uint32_t layer, void *stream, int timeout_ms);
+/*
+ * For engines that wait for layers by eventfds (SGLang): listens at a unix socket (ipc://PATH), where
+ * the worker's own process hands over one eventfd for each layer and counter. From then on a get with
+ * `counter` adds 1 to the eventfd of a layer when that layer's pages are in place, layer by layer.
+ * When such a get fails after it began, the process's own descriptors of all these eventfds are
+ * made unreadable (EIO) before their waiters are let go: nobody takes them for loaded.
+ * -EINVAL: no layers were told of, or more than 253; -EADDRINUSE; -EBUSY: called before.
+ */
+FLEXKV_API int flexkv_agent_serve_layers(flexkv_agent *agent, const char *address);
 /* Stops copying, leaves the node. Accepts NULL. A copy that a hanging device does not end keeps what
  * it touches until the process ends. */
 FLEXKV_API void flexkv_agent_close(flexkv_agent *agent);
@@ -294,6 +303,8 @@ typedef struct flexkv_op_args {
     const uint64_t *event_hashes; /* one per block; 0: no events of this one */
     const uint32_t *event_tokens; /* tokens_per_block per block */
     uint64_t event_parent;        /* hash of block first-1; means nothing if first is 0 */
+    uint32_t counter;             /* with FLEXKV_OP_LAYERWISE: 1 + the layer counter that every worker's
+                                     agent moves (flexkv_agent_serve_layers); 0: none */
 } flexkv_op_args;
 
 /* A get that agents carry out layer by layer, of all blocks each, so that the engine can begin with

@@ -84,10 +84,11 @@ class Node:
         """KV events of one space, or of all. Error(EOPNOTSUPP): enable_kv_events is off."""
     def release(self, lease: int) -> None: ...
     def get(self, lease: int, first: int, pages: Pages, timeout_ms: int = 0,
-            layerwise: bool = False) -> int:
+            layerwise: bool = False, counter: int = 0) -> int:
         """Starts a get of blocks [first, first + len(pages)); returns the operation's number.
 
         layerwise: all blocks' first layer first, and so on; see Agent.wait_layer.
+        counter: 1 + the layer counter that the agents move; see Agent.serve_layers.
         """
     def cancel(self, op: int) -> bool:
         """False: it has ended already."""
@@ -165,6 +166,9 @@ class Agent:
     def wait_layer(self, ops: Sequence[int], layer: int, stream: int, timeout_ms: int) -> int:
         """The CUDA stream (a cudaStream_t as a number) waits for the layer's pages of these
         operations; 0, for host memory: the caller does. 0 or -errno."""
+    def serve_layers(self, address: str) -> None:
+        """Takes an engine's eventfds at a unix socket, one for each layer and counter; a get with
+        counter adds 1 to each as its layer is loaded."""
     def close(self) -> None: ...
     def __enter__(self) -> Self: ...
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,

@@ -137,6 +137,9 @@ class KVManager:
             task_ids, slot_mappings, swa_slot_mappings=swa_slot_mappings, as_batch=as_batch,
             layerwise_transfer=layerwise_transfer, counter_id=counter_id)
 
+    def operation_of(self, task_id: int) -> int:
+        return self._backend.operation_of(task_id)
+
     def cancel(self, task_ids: int | list[int]) -> None:
         self._backend.cancel_tasks([task_ids] if isinstance(task_ids, int) else task_ids)
 

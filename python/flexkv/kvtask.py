@@ -36,6 +36,8 @@ _POLL_S = 0.02                  # one wait for completions: another thread may h
 _CANCEL_WAIT_S = 2.0            # for a copy to stop; it does so between two blocks
 _BUSY_LOOK_S = 0.1              # how often a worker that did not answer is looked at again
 _BUSY_WAIT_S = 60.0             # and for how long its tasks are held back
+_KEY_BYTES = 16
+_FETCH_WAIT_S = 20.0            # for SSD blocks of a hit that is to be loaded in layers
 _MAX_TASKS = 100_000            # kept for callers that never ask how their tasks ended
 _MAX_NAMESPACES = 4096
 _SUFFIX = "_gpu_register"
@@ -116,6 +118,7 @@ class TaskEngine:
         self._failure: Exception | None = None
         self._said: set[str] = set()
         self.event_collector: KVEventCollector | None = None    # set before start
+        self._layerwise = bool(GLOBAL_CONFIG_FROM_ENV.enable_layerwise_transfer)
 
     # ---- the node and the space ----
 
@@ -375,11 +378,29 @@ class TaskEngine:
             task = self._new_task(TaskType.GET, tokens.size, task_id)
             task.namespace, task.keys = named, keys
             match = self._match(task)
+        if match is not None and self._layerwise and match.ssd_blocks:
+            self._fetch(task, match.blocks)
+            with self._lock:
+                self._drop_lease(task)
+                match = self._match(task)
+        with self._lock:
             known = 0
             if match is not None:
-                known = match.blocks if not cpu_only else min(match.blocks, match.cpu_blocks)
+                in_cpu = cpu_only or self._layerwise
+                known = match.blocks if not in_cpu else min(match.blocks, match.cpu_blocks)
             self._plan(task, first, max(known, first))
         return task.task_id, task.mask          # type: ignore[return-value]
+
+    def _fetch(self, task: Task, blocks: int) -> None:
+        """A load in layers can't fail once the engine waits for it: what is on SSD is read before it
+        counts as a hit. The engine would wait as long after the match."""
+        with self._lock:
+            helper = self._new_task(TaskType.PREFETCH, task.n_tokens)
+            self._plan(helper, 0, 0)
+            keys = task.keys[:blocks * _KEY_BYTES]
+            self._begin(helper, lambda: task.namespace.prefetch(keys))
+        self.wait(helper.task_id, _FETCH_WAIT_S)
+        self.cancel_tasks(helper.task_id)       # one that is not in time goes no further
 
     def put_match(self, token_ids: Any, dp_client_id: int = 0, token_mask: Any = None,
                   task_id: int = -1, namespace: Any = None) -> tuple[int, np.ndarray]:
@@ -428,9 +449,9 @@ class TaskEngine:
         task.status = KVResponseStatus.TIMEOUT
         self._ops[task.op] = task
 
-    def _launch(self, task: Task, pages: np.ndarray) -> None:
+    def _launch(self, task: Task, pages: np.ndarray, how: dict[str, Any] | None = None) -> None:
         if task.task_type is TaskType.GET:
-            self._begin(task, lambda: self._node.get(task.lease, task.first, pages))
+            self._begin(task, lambda: self._node.get(task.lease, task.first, pages, **how or {}))
             if not task.done:
                 task.lease = 0          # the get has used it up
         else:
@@ -473,8 +494,10 @@ class TaskEngine:
         if any(mapping is not None for mapping in swa_slot_mappings or ()):
             raise NotImplementedError("swa_slot_mappings: sliding-window side data is not stored "
                                       "by this build")
-        if layerwise_transfer:
-            self._say_once("layerwise_transfer: all layers are loaded at once in this build")
+        if layerwise_transfer and len(task_ids) > 1:
+            raise NotImplementedError(f"{len(task_ids)} tasks in layers: one counter follows one load; "
+                                      "launch each with a counter_id of its own")
+        how = {"layerwise": True, "counter": counter_id + 1} if layerwise_transfer else {}
         with self._lock:
             tasks = [self._known(task_id) for task_id in task_ids]
             pages = [self._pages(task, mapping) for task, mapping in zip(tasks, slot_mappings)]
@@ -482,13 +505,17 @@ class TaskEngine:
             batch = None
             if as_batch and len(tasks) > 1 and len(types) == 1:
                 batch = self._make_batch(tasks, types.pop(), batch_id)
-            errors = []
+            errors: list[Exception] = []
             for task, its_pages in zip(tasks, pages):
                 if its_pages is not None:
                     try:
-                        self._launch(task, its_pages)
+                        self._launch(task, its_pages, how)
                     except ValueError as error:
                         errors.append(error)
+                    if how and task.done and task.status is not KVResponseStatus.SUCCESS:
+                        errors.append(RuntimeError(
+                            f"the load of task {task.task_id} has failed at its start, and an engine "
+                            "that waits for its layers can't be told otherwise; the log says why"))
         if errors:
             raise errors[0]
         return [batch.task_id] if batch is not None else list(task_ids)
@@ -622,6 +649,12 @@ class TaskEngine:
             self._node.reset()
 
     # ---- what the reference's users look at ----
+
+    def operation_of(self, task_id: int) -> int:
+        """The operation of a task under way, as agents know it; 0: it is not."""
+        with self._lock:
+            task = self.tasks.get(task_id)
+            return task.op if task is not None and not task.done else 0
 
     @property
     def graph_to_task(self) -> dict[int, Task]:

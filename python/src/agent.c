@@ -173,6 +173,21 @@ static PyObject *agent_wait_layer(PyObject *self, PyObject *args)
     return PyLong_FromLong(rc);
 }
 
+static PyObject *agent_serve_layers(PyObject *self, PyObject *args)
+{
+    const char *address;
+    struct fkpy_call c;
+
+    if (!PyArg_ParseTuple(args, "s:serve_layers", &address) ||
+        !fkpy_call_begin(&c, fkpy_state_of(self), &self_of(self)->handle, true))
+        return NULL;
+    int rc = flexkv_agent_serve_layers(c.handle->object, address);
+    fkpy_call_end(&c);
+    if (rc)
+        return fkpy_raise(fkpy_state_of(self), rc);
+    Py_RETURN_NONE;
+}
+
 static PyObject *agent_closed(PyObject *self, void *unused)
 {
     return PyBool_FromLong(atomic_load(&self_of(self)->handle.life) != FKPY_OPEN);
@@ -186,6 +201,8 @@ static PyMethodDef methods[] = {
     { "wait_layer", agent_wait_layer, METH_VARARGS, "wait_layer(ops, layer, stream, timeout_ms): "
       "the CUDA stream waits for the layer's pages of these operations (get with layerwise); "
       "stream 0: the caller does. 0 or -errno." },
+    { "serve_layers", agent_serve_layers, METH_VARARGS, "serve_layers(address): takes an engine's "
+      "eventfds, one for each layer and counter; get with counter adds 1 to each as it is loaded." },
     { "close", agent_close, METH_NOARGS, "Stops copying, leaves the node. May be repeated." },
     { "__enter__", agent_enter, METH_NOARGS, NULL },
     { "__exit__", agent_exit, METH_VARARGS, NULL },

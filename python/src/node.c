@@ -283,20 +283,21 @@ static PyObject *node_poll(PyObject *self, PyObject *const *args, Py_ssize_t n_a
 static PyObject *node_get(PyObject *self, PyObject *const *args, Py_ssize_t n_args,
                           PyObject *kwnames)
 {
-    static const char *const names[] = { "lease", "first", "pages", "timeout_ms", "layerwise" };
-    static const struct fkpy_signature sig = { "get", names, 3, 5 };
+    static const char *const names[] = { "lease", "first", "pages", "timeout_ms", "layerwise",
+                                         "counter" };
+    static const struct fkpy_signature sig = { "get", names, 3, 6 };
     PyObject *arg[FKPY_MAX_ARGS];
     struct fkpy_room pages;
     struct fkpy_call c;
     uint64_t lease, op;
-    uint32_t first, timeout_ms = 0;
+    uint32_t first, timeout_ms = 0, counter = 0;
     int layerwise = 0;
     size_t n;
 
     if (!fkpy_arguments(&sig, args, n_args, kwnames, arg) || !fkpy_u64(arg[0], "lease", &lease) ||
         (arg[4] && (layerwise = PyObject_IsTrue(arg[4])) < 0) ||
         !fkpy_u32(arg[1], "first", &first) || !fkpy_u32(arg[3], "timeout_ms", &timeout_ms) ||
-        !fkpy_u32s(arg[2], "pages", &pages, &n))
+        !fkpy_u32(arg[5], "counter", &counter) || !fkpy_u32s(arg[2], "pages", &pages, &n))
         return NULL;
     if (!begin(&c, self, false)) {
         fkpy_room_free(&pages);
@@ -304,7 +305,8 @@ static PyObject *node_get(PyObject *self, PyObject *const *args, Py_ssize_t n_ar
     }
     flexkv_op_args op_args = { .struct_bytes = sizeof(op_args), .pages = pages.data,
                                .timeout_ms = timeout_ms,
-                               .flags = layerwise ? FLEXKV_OP_LAYERWISE : 0 };
+                               .flags = layerwise ? FLEXKV_OP_LAYERWISE : 0,
+                               .counter = counter };
     int rc = flexkv_get(node_of(&c), lease, first, (uint32_t)n, &op_args, &op);
     fkpy_call_end(&c);
     fkpy_room_free(&pages);
@@ -420,7 +422,7 @@ static PyMethodDef methods[] = {
       "events(space=None): a subscription to KV events, of one space or of all." },
     { "release", FKPY_FASTCALL(node_release), "release(lease): gives it back unused." },
     { "get", FKPY_FASTCALL(node_get),
-      "get(lease, first, pages, timeout_ms=0, layerwise=False): starts a get; its operation's "
+      "get(lease, first, pages, timeout_ms=0, layerwise=False, counter=0): starts a get; its operation's "
       "number." },
     { "cancel", FKPY_FASTCALL(node_cancel), "cancel(op): False: it has ended already." },
     { "poll", FKPY_FASTCALL(node_poll),

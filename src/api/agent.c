@@ -209,7 +209,14 @@ static void note_absence(flexkv_agent *a, uint64_t *since, int rc)
 static int attach(flexkv_agent *a)
 {
     struct fk_copy_pool pool = { .base = a->pool, .bytes = a->pool_bytes,
-                                 .slot_bytes = a->w.slot_bytes, .slice_offset = a->w.slice_offset };
+                                 .slot_bytes = a->w.slot_bytes, .slice_offset = a->w.slice_offset,
+                                 .how = { .pin_chunk_bytes = a->w.pin_chunk_bytes,
+                                          .poll_layers = a->w.poll_layers } };
+
+    for (int i = 0; i < 2; i++) {
+        pool.how.ctas[i] = a->w.ctas[i];
+        pool.how.copy_engine[i] = a->w.copy_engine[i];
+    }
     int rc = fk_copier_attach(a->copier, &pool);
 
     if (rc)
@@ -256,6 +263,7 @@ static void *agent_main(void *arg)
 static void free_agent(flexkv_agent *a)
 {
     fk_copier_destroy(a->copier);
+    fk_layers_close(a->counters);
     if (a->stop_fd >= 0)
         close(a->stop_fd);
     if (a->hand_fd >= 0)
@@ -470,6 +478,23 @@ FLEXKV_API int flexkv_agent_wait_layer(flexkv_agent *a, const uint64_t *ops, siz
             return fk_api_fail(rc, "layer %u of operation %llu was not loaded: %s", layer,
                                (unsigned long long)ops[i], strerror(-rc));
     }
+    return 0;
+}
+
+FLEXKV_API int flexkv_agent_serve_layers(flexkv_agent *a, const char *address)
+{
+    struct fk_layers *layers;
+    char error[400] = "";
+
+    if (!a->n_layers || a->n_layers > FK_LAYERS_MAX)
+        return fk_api_fail(-EINVAL, "the agent was told of %u layers: 1 to %u can be counted", a->n_layers,
+                           FK_LAYERS_MAX);
+    if (a->counters)
+        return fk_api_fail(-EBUSY, "the agent serves its layers already");
+    int rc = fk_layers_open(address, a->n_layers, a->hello.worker, &layers, error, sizeof(error));
+    if (rc)
+        return fk_api_fail(rc, "layerwise_eventfd_socket: %s", error);
+    a->counters = layers;
     return 0;
 }
 

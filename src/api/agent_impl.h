@@ -13,12 +13,13 @@
 
 #include "api/node_impl.h"
 #include "copy/copier.h"
+#include "api/layers.h"
 #include "ipc/ring.h"
 #include "ipc/socket.h"
 #include "ipc/wire.h"
 
 #define FK_AGENT_REVOKED 4096u          /* far more operations than a node has under way */
-#define FK_AGENT_LAYERED 64u            /* operations in layers that are remembered */
+#define FK_AGENT_LAYERED 512u           /* operations in layers that are remembered */
 
 /* A job, out of the node's reach. */
 struct fk_agent_job {
@@ -31,6 +32,7 @@ struct fk_agent_job {
 struct fk_agent_layered {
     uint64_t tag;
     uint32_t layers;                    /* on their way, or in place */
+    uint32_t counter, counted;          /* 0: none; layers that it was told of */
     bool ended;
     int status;
     void **events;                      /* [n_layers]: NULL: in place */
@@ -45,6 +47,7 @@ struct flexkv_agent {
     uint32_t *layer_ends;               /* regions up to each layer's end */
     uint32_t n_layers;
     struct fk_copier *copier;
+    struct fk_layers *_Atomic counters; /* NULL: flexkv_agent_serve_layers was not called */
     pthread_t thread;
     int stop_fd;
     _Atomic bool stop;

@@ -29,12 +29,13 @@ static bool is_revoked(const flexkv_agent *a, uint64_t tag)
     return false;
 }
 
-static struct fk_agent_layered *new_layered(flexkv_agent *a, uint64_t tag)
+static struct fk_agent_layered *new_layered(flexkv_agent *a, const struct fk_ring_job *job)
 {
     struct fk_agent_layered *y = &a->layered[a->n_layered++ % FK_AGENT_LAYERED];
 
-    y->tag = tag;
-    y->layers = 0;
+    y->tag = job->tag;
+    y->layers = y->counted = 0;
+    y->counter = a->counters ? job->counter : 0;
     y->ended = false;
     y->status = 0;
     return y;
@@ -50,7 +51,7 @@ static bool begin_job(flexkv_agent *a, const struct fk_ring_job *job, unsigned l
         a->running[lane] = job->tag;
         a->running_cancel[lane] = &a->cancel[job->job];
     }
-    *layered = job->layerwise ? new_layered(a, job->tag) : NULL;
+    *layered = job->layerwise ? new_layered(a, job) : NULL;
     pthread_mutex_unlock(&a->lock);
     return go;
 }
@@ -64,8 +65,11 @@ static void end_job(flexkv_agent *a, unsigned lane, struct fk_agent_layered *lay
         layered->ended = true;
         layered->status = status;
     }
+    bool broken = layered && layered->counter && layered->counted < a->n_layers;
     pthread_cond_broadcast(&a->changed);
     pthread_mutex_unlock(&a->lock);
+    if (broken)
+        fk_layers_fail(a->counters);
 }
 
 void fk_agent_cancel_running(flexkv_agent *a)
@@ -89,6 +93,19 @@ static void tell_layers(void *arg, uint32_t regions, void *event)
         y->events[y->layers++] = event;
     pthread_cond_broadcast(&t->a->changed);
     pthread_mutex_unlock(&t->a->lock);
+}
+
+/* The job is the only one that touches `counted`, and has not ended. */
+static void count_layers(void *arg, uint32_t regions)
+{
+    struct telling *t = arg;
+    struct fk_agent_layered *y = t->layered;
+    uint32_t from = y->counted, to = from;
+
+    while (to < t->a->n_layers && t->a->layer_ends[to] <= regions)
+        to++;
+    fk_layers_signal(t->a->counters, y->counter - 1, from, to);
+    y->counted = to;
 }
 
 /* ---- a job ---- */
@@ -132,6 +149,7 @@ static uint32_t copy(flexkv_agent *a, struct fk_agent_job *j, struct fk_agent_la
     uint32_t *slots = j->lists, *pages = j->lists + j->job.n;
     struct telling telling = { a, layered };
     struct fk_copy_progress progress = { .layers = tell_layers, .arg = &telling,
+                                         .placed = layered && layered->counter ? count_layers : NULL,
                                          .layer_ends = a->layer_ends, .n_layers = a->n_layers };
 
     if (!lists_ok(a, &j->job, slots, pages)) {
@@ -343,15 +361,23 @@ static void begin_queues(flexkv_agent *a)
     }
 }
 
+/* Nobody does these jobs any more; an engine may wait for their layers. */
 static void end_queues(flexkv_agent *a)
 {
+    bool counted = false;
+
+    while (read_command(a) == 1)
+        ;
     for (int i = 0; i < 2; i++) {
         for (struct fk_agent_job *j = a->queue[i], *next; j; j = next) {
             next = j->next;
+            counted |= j->job.counter != 0;
             free(j);
         }
     }
     begin_queues(a);
+    if (counted && a->counters)
+        fk_layers_fail(a->counters);
 }
 
 int fk_agent_serve(flexkv_agent *a)

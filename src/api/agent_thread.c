@@ -84,6 +84,18 @@ unsigned fk_node_copy_threads(const struct fk_node *node)
     return node->set->copy_threads ? (unsigned)node->set->copy_threads : fk_default_copy_threads();
 }
 
+struct fk_copy_options fk_node_copy_options(const struct fk_node *node)
+{
+    const struct fk_settings *s = node->set;
+
+    return (struct fk_copy_options){
+        .pin_chunk_bytes = s->cudahost_chunk_bytes,
+        .ctas = { (uint32_t)s->transfer_num_cta_d2h, (uint32_t)s->transfer_num_cta_h2d },
+        .copy_engine = { s->use_ce_transfer_d2h, s->use_ce_transfer_h2d },
+        .poll_layers = s->layerwise_notify_mode == FK_LAYERWISE_POLLING,
+    };
+}
+
 int fk_node_agent_start(struct fk_node *node)
 {
     if (pthread_create(&node->agent_thread, NULL, agent_main, node))

@@ -161,6 +161,8 @@ static int take_args(const flexkv_op_args *a, flexkv_op_args *out)
     memcpy(out, a, a->struct_bytes);
     if (out->flags & ~(uint32_t)FLEXKV_OP_LAYERWISE)
         return fk_api_fail(-EINVAL, "flexkv_op_args: flags 0x%x are not known", out->flags);
+    if (out->counter && !(out->flags & FLEXKV_OP_LAYERWISE))
+        return fk_api_fail(-EINVAL, "flexkv_op_args: counter is for gets with FLEXKV_OP_LAYERWISE");
     return 0;
 }
 

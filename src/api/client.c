@@ -273,7 +273,8 @@ static int client_get(flexkv_node *node, uint64_t lease, uint32_t first, uint32_
 {
     struct client *c = client_of(node);
     struct fk_wire_get w = { .lease = lease, .first = first, .n = n,
-                             .timeout_ms = args->timeout_ms, .flags = args->flags };
+                             .timeout_ms = args->timeout_ms, .flags = args->flags,
+                             .counter = args->counter };
     struct iovec v[2] = { { &w, sizeof(w) },
                           { (void *)(uintptr_t)args->pages, n * sizeof(*args->pages) } };
 

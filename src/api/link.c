@@ -144,12 +144,15 @@ static int make_memory(struct fk_link *l, uint32_t commands)
 
 static int send_welcome(const struct fk_link *l, const struct fk_space *s)
 {
+    struct fk_copy_options how = fk_node_copy_options(l->node);
     struct fk_wire_welcome w = {
         .pool_bytes = s->pool_bytes, .slot_bytes = s->slot_bytes,
         .slice_offset = l->hello.slice * s->slice_bytes, .n_slots = s->cpu_slots,
         .n_jobs = FK_AGENT_JOBS, .command_bytes = l->commands.capacity,
         .report_bytes = l->reports.capacity, .replica = l->hello.replica,
         .replicas = l->hello.replicas,
+        .pin_chunk_bytes = how.pin_chunk_bytes, .ctas = { how.ctas[0], how.ctas[1] },
+        .copy_engine = { how.copy_engine[0], how.copy_engine[1] }, .poll_layers = how.poll_layers,
     };
     int fds[FK_MSG_FDS] = { fk_pool_fd(s->pool), l->memory_fd, l->command_fd, l->report_fd };
     struct iovec v = { &w, sizeof(w) };
@@ -210,7 +213,8 @@ static bool send_job(struct fk_link *l, struct fk_job *job)
     if (!rec)
         return false;
     *rec = (struct fk_ring_job){ .tag = job->tag, .job = at, .n = job->n,
-                                 .to_engine = job->to_engine, .layerwise = job->layerwise };
+                                 .to_engine = job->to_engine, .layerwise = job->layerwise,
+                                 .counter = job->counter };
     uint32_t *lists = (uint32_t *)(rec + 1);
     memcpy(lists, job->slots, job->n * sizeof(uint32_t));
     memcpy(lists + job->n, job->pages, job->n * sizeof(uint32_t));

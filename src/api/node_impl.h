@@ -158,6 +158,7 @@ int fk_node_agent_start(struct fk_node *node);
 void fk_node_agent_stop(struct fk_node *node);
 unsigned fk_default_copy_threads(void);
 unsigned fk_node_copy_threads(const struct fk_node *node);
+struct fk_copy_options fk_node_copy_options(const struct fk_node *node);
 
 /* space.c */
 /* The space with the core's number; NULL: not (yet) in the list. With either lock. */

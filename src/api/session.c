@@ -453,6 +453,7 @@ static int handle_get(struct fk_session *s, const uint8_t *payload, size_t bytes
         return -ENOMEM;
     flexkv_op_args args = args_of(op, payload + sizeof(r), r.timeout_ms);
     args.flags = r.flags;
+    args.counter = r.flags & FLEXKV_OP_LAYERWISE ? r.counter : 0;
     return started(s, op, fk_node_get(s->node, NULL, r.lease, r.first, r.n, &args, r.op,
                                       &op->core_op));
 }

@@ -36,6 +36,8 @@ static uint32_t host_copy(struct fk_copier *base, const struct fk_copy_blocks *b
 
     if (progress && ok == blocks->n)
         progress->layers(progress->arg, base->n_regions, NULL);
+    if (progress && progress->placed && ok == blocks->n)
+        progress->placed(progress->arg, base->n_regions);
     return ok;
 }
 

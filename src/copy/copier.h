@@ -15,10 +15,19 @@
 
 struct fk_copier;
 
+/* What a node's options say about copies between GPU memory and its pool; 0: as measured. */
+struct fk_copy_options {
+    uint64_t pin_chunk_bytes;           /* page-locked in pieces of so much */
+    uint32_t ctas[2];                   /* of every kernel; [to_engine] */
+    bool copy_engine[2];                /* no kernels; [to_engine] */
+    bool poll_layers;                   /* see fk_copy_progress.placed */
+};
+
 /* A pool as this process has mapped it. */
 struct fk_copy_pool {
     char *base;
     uint64_t bytes, slot_bytes, slice_offset;
+    struct fk_copy_options how;
 };
 
 /*
@@ -27,6 +36,9 @@ struct fk_copy_pool {
  */
 struct fk_copy_progress {
     void (*layers)(void *arg, uint32_t regions, void *event);
+    /* Optional: all pages of the regions before `regions` are in place. In order; by the thread that
+     * copies (host; cuda with poll_layers) or one of the driver's, which must not call the driver. */
+    void (*placed)(void *arg, uint32_t regions);
     void *arg;
     const uint32_t *layer_ends;     /* regions up to each layer's end */
     uint32_t n_layers;

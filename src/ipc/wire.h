@@ -19,7 +19,7 @@
 #include "flexkv/flexkv.h"
 
 #define FK_WIRE_MAGIC 0x464b5631u       /* "FKV1" */
-#define FK_WIRE_VERSION 3u              /* raised with every change here */
+#define FK_WIRE_VERSION 4u              /* raised with every change here */
 #define FK_WIRE_NAME 64
 #define FK_WIRE_INSTANCE 128
 #define FK_WIRE_TEXT 480
@@ -51,6 +51,10 @@ struct fk_wire_welcome {
     uint64_t pool_bytes, slot_bytes, slice_offset;
     uint32_t n_slots, n_jobs, command_bytes, report_bytes;
     uint32_t replica, replicas;
+    /* how to copy (struct fk_copy_options): */
+    uint64_t pin_chunk_bytes;
+    uint32_t ctas[2], copy_engine[2];   /* from, to the engine */
+    uint32_t poll_layers, reserved;
 };
 struct fk_wire_welcome_client {
     uint32_t version, pid;
@@ -65,6 +69,7 @@ enum fk_ring_record { FK_RING_JOB = 1, FK_RING_REPORT };
 struct fk_ring_job {
     uint64_t tag;                       /* the operation's */
     uint32_t job, n, to_engine, layerwise;
+    uint32_t counter, reserved;         /* counter: 1 + the one that is told of layers; 0: none */
     /* n slots, n pages */
 };
 struct fk_ring_report { uint32_t job, ok; int32_t status; uint32_t us; };
@@ -83,6 +88,7 @@ struct fk_wire_release { uint64_t lease; };
 struct fk_wire_get {
     uint64_t op, lease;
     uint32_t first, n, timeout_ms, flags;       /* enum flexkv_op_flags */
+    uint32_t counter, reserved;
     /* pages */
 };
 struct fk_wire_put {

@@ -112,6 +112,7 @@ struct fk_core_op_args {
     int8_t *results;
     uint64_t tag;                   /* what agents know the operation by; 0: its number */
     bool layerwise;                 /* of a get: one job, once all blocks are in the cpu tier */
+    uint32_t counter;               /* handed on to the agents */
     uint32_t *slots;                /* of a put, optional, one per block: the cpu slot that it was
                                        given, FK_NONE: none. Written by the call */
 };
@@ -133,6 +134,7 @@ struct fk_job {
     uint64_t tag;                   /* the operation's */
     bool to_engine;                 /* true: slot -> page (get); false: page -> slot (put) */
     bool layerwise;                 /* the first layers of all blocks first */
+    uint32_t counter;
     uint32_t n;
     const uint32_t *slots, *pages;  /* valid and unchanging until the last worker's job_done */
     _Atomic bool cancelled;         /* the agent looks between blocks and stops early */

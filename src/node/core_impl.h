@@ -42,6 +42,7 @@ struct op {
     bool reported;                  /* its completion has been posted */
     bool starved;                   /* waits for a free cpu slot */
     bool layerwise, told;           /* one job, of all its blocks; it has been made */
+    uint32_t counter;
     bool touched;                   /* scratch mark of a batch of SSD completions */
     int status;                     /* why it is ending early, 0: it isn't */
     uint32_t space, instance, group;

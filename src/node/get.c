@@ -40,6 +40,7 @@ int fk_core_get(struct fk_core *core, uint64_t lease, uint32_t first, uint32_t n
     if (!op)
         return -ENOMEM;
     op->layerwise = args->layerwise;
+    op->counter = args->counter;
     uint32_t tick = core_tick_now(core, now_us);
     fk_index_used(&core->ix, l->entries, l->n, tick);
     for (uint32_t i = 0; i < l->n; i++)

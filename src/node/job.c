@@ -49,6 +49,7 @@ struct job *core_job_new(struct fk_core *core, struct op *op, uint32_t n)
     j->pub.tag = op->tag;
     j->pub.to_engine = op->kind == FLEXKV_OP_GET;
     j->pub.layerwise = op->layerwise;
+    j->pub.counter = op->counter;
     j->pub.n = 0;
     j->pub.slots = j->slots;
     j->pub.pages = j->pages;

@@ -15,7 +15,7 @@
 #include "base/util.h"
 #include "copy/cuda/cuda.h"
 
-enum fake_kind { FAKE_COPY, FAKE_KERNEL, FAKE_RECORD, FAKE_WAIT };
+enum fake_kind { FAKE_COPY, FAKE_KERNEL, FAKE_RECORD, FAKE_WAIT, FAKE_CALL };
 
 struct cu_event_s { uint64_t asked, done; };
 
@@ -28,6 +28,8 @@ struct fake_op {
     bool ring;                          /* which form of the kernel */
     cu_event event;
     uint64_t number;
+    void (*call)(void *);
+    void *arg;
 };
 
 struct cu_stream_s { struct fake_op *head, **end; };
@@ -81,6 +83,8 @@ static inline bool fake_step(cu_stream s)
         fake_kernel(&op->job, op->ring);
     else if (op->kind == FAKE_RECORD)
         op->event->done = op->number;
+    else if (op->kind == FAKE_CALL)
+        op->call(op->arg);
     s->head = op->next;
     if (!s->head)
         s->end = &s->head;
@@ -221,6 +225,11 @@ static inline cu_result fake_to_host(void *to, cu_ptr from, size_t n)
     memcpy(to, fake_memory(from), n);
     return CU_OK;
 }
+static inline cu_result fake_host_func(cu_stream s, void (*call)(void *), void *arg)
+{
+    LOCKED(fake_put(s, (struct fake_op){ .kind = FAKE_CALL, .call = call, .arg = arg }));
+    return CU_OK;
+}
 static inline cu_result fake_capture_mode(int *mode) { return CU_OK; }
 static inline cu_result fake_batch(cu_ptr *to, cu_ptr *from, size_t *sizes, size_t n, struct cu_batch_attrs *attrs,
                                    size_t *which, size_t n_attrs, cu_stream s)
@@ -245,6 +254,7 @@ static const struct fk_cuda fake_driver = {
     .MemHostUnregister = fake_unregister, .MemcpyHtoDAsync = fake_to_device_async,
     .MemcpyDtoHAsync = fake_to_host_async, .MemcpyHtoD = fake_to_device, .MemcpyDtoH = fake_to_host,
     .ThreadExchangeStreamCaptureMode = fake_capture_mode, .MemcpyBatch130 = fake_batch,
+    .LaunchHostFunc = fake_host_func,
 };
 
 #endif

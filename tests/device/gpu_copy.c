@@ -5,6 +5,7 @@
  *     gpu_copy [DEVICE [SMALLER]]      SMALLER: by how much to make it so
  */
 #include <pthread.h>
+#include <unistd.h>
 
 #include "copy/copier.h"
 #include "gpu_rig.h"
@@ -56,7 +57,15 @@ static void copy_all(struct fk_copier *c, uint32_t *slots, uint32_t *pages, uint
     MUST(status == 0);
 }
 
-struct layers { struct fk_copier *c; uint32_t seen; };
+/* What is told of a load in layers, and a thread that reads each layer as an engine would, as soon as
+ * it is said to be in place. */
+struct layers {
+    struct rig *r;
+    uint32_t *slots, *pages, n, seen;
+    _Atomic uint32_t placed;
+    _Atomic bool over;
+    pthread_t reader;
+};
 
 static void note_layers(void *arg, uint32_t regions, void *event)
 {
@@ -64,6 +73,46 @@ static void note_layers(void *arg, uint32_t regions, void *event)
 
     MUST(event && regions > l->seen);
     l->seen = regions;
+}
+
+static void note_placed(void *arg, uint32_t regions)
+{
+    struct layers *l = arg;
+
+    MUST(regions > atomic_load(&l->placed));
+    atomic_store(&l->placed, regions);
+}
+
+static void expect_region(const struct layers *l, uint32_t region)
+{
+    const flexkv_region *g = &l->r->regions[region];
+    uint64_t offset = l->r->s.before;
+    char *page = malloc(g->page_bytes);
+
+    for (uint32_t i = 0; i < region; i++)
+        offset += l->r->regions[i].page_bytes;
+    for (uint32_t b = 0; b < l->n; b++) {
+        MUST(cu->MemcpyDtoH(page, (cu_ptr)(uintptr_t)g->base + l->pages[b] * g->stride, g->page_bytes) == CU_OK);
+        MUST(memcmp(page, l->r->pool + l->slots[b] * l->r->slot + offset, g->page_bytes) == 0);
+    }
+    free(page);
+}
+
+static void *read_layers(void *arg)
+{
+    struct layers *l = arg;
+    uint32_t at = 0;
+
+    rig_open_device(device);
+    for (bool over = false; !over;) {
+        over = atomic_load(&l->over);
+        for (uint32_t to = atomic_load(&l->placed); at < to; at++)
+            if (at % 3 == 0 || at + 1 == to)        /* the newest: what may not be there yet */
+                expect_region(l, at);
+        usleep(20);
+    }
+    MUST(at == l->r->s.n_regions);
+    return NULL;
 }
 
 static void expect_borders(const struct rig *r)
@@ -83,12 +132,14 @@ static void round_trip(struct rig *r, struct fk_copier *c, uint64_t *seed, bool 
     uint32_t n = fk_min(r->s.pages, r->s.slots);
     uint32_t *slots = malloc(4ull * r->s.slots), *pages = malloc(4ull * r->s.pages);
     uint32_t ends[512], n_layers = 0;
-    struct layers l = { c, 0 };
+    struct layers l = { .r = r, .slots = slots, .pages = pages, .n = n };
 
     for (uint32_t i = 0; layered && i < r->s.n_regions; i++)
         if (i % 2 || i + 1 == r->s.n_regions)
-            ends[n_layers++] = i + 1;
-    struct fk_copy_progress p = { note_layers, &l, ends, n_layers };
+            for (uint32_t k = 0; k < 1 + i % 3; k++)    /* some layers have no regions of their own */
+                ends[n_layers++] = i + 1;
+    struct fk_copy_progress p = { .layers = note_layers, .placed = note_placed, .arg = &l,
+                                  .layer_ends = ends, .n_layers = n_layers };
 
     fk_rng_permutation(slots, r->s.slots, seed);
     fk_rng_permutation(pages, r->s.pages, seed);
@@ -102,8 +153,10 @@ static void round_trip(struct rig *r, struct fk_copier *c, uint64_t *seed, bool 
 
     fk_rng_permutation(pages, r->s.pages, seed);
     rig_fill(r, fk_rng_next(seed));
+    MUST(!layered || pthread_create(&l.reader, NULL, read_layers, &l) == 0);
     copy_all(c, slots, pages, n, true, layered ? &p : NULL);
-    MUST(!layered || n_layers < 2 || l.seen == r->s.n_regions);
+    atomic_store(&l.over, true);
+    MUST(!layered || (pthread_join(l.reader, NULL) == 0 && l.seen == r->s.n_regions));
     for (uint32_t i = 0; i < n; i++)
         rig_to_image(r, slots[i], pages[i]);
     rig_expect_device(r);
@@ -137,11 +190,14 @@ static void test_shapes(void)
         struct fk_copier *c = open_copier(&r);
         struct fk_cuda_copier *cc = (struct fk_cuda_copier *)c;
         struct fk_cuda_tuning tuned = cc->tuning;
-        for (int way = 0; way < 4; way++) {     /* as tuned, all direct, all staged, in a crowd */
+        for (int way = 0; way < 6; way++) { /* as tuned, direct, staged, in a crowd, as options may say */
             cc->tuning = tuned;
             if (way)
                 cc->tuning.direct_bytes = way == 1 ? UINT64_MAX : 0;
             crowded = way == 3;
+            c->pool.how = way < 4 ? (struct fk_copy_options){ 0 }
+                          : (struct fk_copy_options){ .ctas = { 3, 1 }, .poll_layers = true,
+                                                      .copy_engine = { way == 5, way == 5 } };
             round_trip(&r, c, &seed, false);
             round_trip(&r, c, &seed, true);
         }

@@ -41,7 +41,7 @@ def _text(value: Any) -> str:
 def _tier(name: str, gib: float, blocks: int) -> dict[str, str]:
     """A tier's size: the one that the user gave, else the count of blocks."""
     if gib > 0:
-        return {f"{name}_cache_gb": f"{gib:.9g}", f"num_{name}_blocks": "0"}
+        return {f"{name}_cache_gb": f"{gib:.12f}".rstrip("0").rstrip("."), f"num_{name}_blocks": "0"}
     return {f"num_{name}_blocks": str(blocks)}
 
 

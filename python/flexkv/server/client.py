@@ -14,12 +14,14 @@ from typing import Any
 import flexkv
 from flexkv.common.config import CacheConfig, ModelConfig
 from flexkv.common.debug import flexkv_logger
+from flexkv.common.env import GLOBAL_CONFIG_FROM_ENV
 from flexkv.common.memory_handle import hold_storage, release_storage, share_before_registration
 from flexkv.common.node_config import node_config
 from flexkv.common.rank import noted_rank, replicas
 from flexkv.common.storage import KVCacheLayout
 from flexkv.kvtask import TaskEngine, instance_name, node_address
-from flexkv.server.regions import group_regions
+from flexkv.server.regions import group_regions, layered_regions
+from flexkv.transfer.layerwise import forget_socket_path, worker_socket_path
 
 _TASK_IDS_PER_CLIENT = 10_000_000
 _CONNECT_RETRY_S = 0.05
@@ -94,13 +96,20 @@ class KVTPClient:
             elif tensor.device.type != "cuda":
                 raise NotImplementedError(
                     f"the KV cache is on {tensor.device}: host memory and CUDA devices can be copied")
-        regions = group_regions(groups)
+        layers: dict[str, Any] = {}
+        if GLOBAL_CONFIG_FROM_ENV.enable_layerwise_transfer:
+            regions, layers["layers"] = layered_regions(groups)
+        else:
+            regions = group_regions(groups)
         self.close()
         self._tensors = tensors
         self._held = [hold_storage(tensor) for tensor in tensors]
         self.agent = flexkv.Agent(self.address, regions,
                                   instance=instance_name(self.dp_client_id),
-                                  worker=self.intra_client_id, **self._slice())
+                                  worker=self.intra_client_id, **self._slice(), **layers)
+        if layers:
+            self.agent.serve_layers("ipc://" + worker_socket_path(
+                self.dp_client_id, self.pp_rank, self.intra_client_id))
         _registered.add(self)
         flexkv_logger.info(
             "worker %d of replica %d: %d tensors, %d pages of %d bytes, node at %s",
@@ -138,6 +147,18 @@ class KVTPClient:
         self.close()
         return suspended
 
+    def wait_layer(self, operations: Sequence[int], layer: int, timeout_ms: int) -> int:
+        """For gets in layers: what the caller's CUDA stream does from now on sees the layer's pages of
+        these operations; of pages in host memory, the caller. 0 or -errno."""
+        agent = self.agent
+        if agent is None:
+            return -errno.ENOTCONN
+        stream = 0
+        if self._tensors[0].device.type == "cuda":
+            import torch
+            stream = torch.cuda.current_stream(self._tensors[0].device).cuda_stream
+        return agent.wait_layer(operations, layer, stream, timeout_ms)
+
     def set_slot_mapping(self, task_id: int, slot_mapping: Any) -> None:
         raise NotImplementedError("set_slot_mapping: pipeline stages on several machines are not "
                                   "supported by this build")
@@ -147,6 +168,7 @@ class KVTPClient:
         _registered.discard(self)
         agent, self.agent = self.agent, None
         if agent is not None:
+            forget_socket_path(self.dp_client_id, self.pp_rank)
             agent.close()
         for address in self._held:
             release_storage(address)

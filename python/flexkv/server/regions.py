@@ -137,6 +137,10 @@ def _wrong_shape(tensors: Sequence[Any], layout: KVCacheLayout) -> ValueError:
 
 def kv_regions(tensors: Sequence[Any], layout: KVCacheLayout) -> list[Region]:
     """Regions of one group of layers."""
+    return _merge_neighbours([region for layer in _kv_layers(tensors, layout) for region in layer])
+
+
+def _kv_layers(tensors: Sequence[Any], layout: KVCacheLayout) -> list[list[Region]]:
     if not tensors:
         raise ValueError("there are no KV cache tensors to register")
     views = [_View.of(tensor) for tensor in tensors]
@@ -156,7 +160,7 @@ def kv_regions(tensors: Sequence[Any], layout: KVCacheLayout) -> list[Region]:
         found = [None]
     if None in found:
         raise _wrong_shape(tensors, layout)
-    return _merge_neighbours([region for group in found for region in group or ()])
+    return [list(layer or ()) for layer in found]
 
 
 def group_regions(groups: Sequence[tuple[Sequence[Any], KVCacheLayout]]) -> list[Region]:
@@ -164,3 +168,15 @@ def group_regions(groups: Sequence[tuple[Sequence[Any], KVCacheLayout]]) -> list
     regions = [region for tensors, layout in groups for region in kv_regions(tensors, layout)]
     pages = min(region[3] for region in regions)
     return [(base, stride, size, pages) for base, stride, size, _ in regions]
+
+
+def layered_regions(groups: Sequence[tuple[Sequence[Any], KVCacheLayout]]
+                    ) -> tuple[list[Region], list[int]]:
+    """The same, and how many of the regions each layer has: those of several groups, or of one tensor
+    for all layers, are all there only when the last one is."""
+    tensors, layout = groups[0]
+    layers = [_merge_neighbours(layer) for layer in _kv_layers(tensors, layout)]
+    if len(groups) == 1 and len(layers) == layout.num_layer:
+        return [region for layer in layers for region in layer], [len(layer) for layer in layers]
+    regions = group_regions(groups)
+    return regions, [len(regions)] + [0] * (layout.num_layer - 1)

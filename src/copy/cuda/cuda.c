@@ -106,6 +106,8 @@ static void lane_close(struct fk_cuda_copier *c, struct fk_cuda_lane *l)
         cu->StreamDestroy(l->dma);
     if (l->kernel)
         cu->StreamDestroy(l->kernel);
+    if (l->notify)
+        cu->StreamDestroy(l->notify);
     if (l->ring)
         cu->MemFree(l->ring);
     if (l->lists)
@@ -156,7 +158,8 @@ static int cuda_attach(struct fk_copier *base, const struct fk_copy_pool *pool)
     struct fk_cuda_copier *c = (struct fk_cuda_copier *)base;
     struct fk_pin_params pin = { .cu = c->cu, .context = c->context, .device = c->device,
                                  .base = pool->base, .bytes = pool->bytes,
-                                 .unit_bytes = pool->slot_bytes };
+                                 .unit_bytes = pool->slot_bytes,
+                                 .chunk_bytes = pool->how.pin_chunk_bytes };
     int relaxed = CU_CAPTURE_RELAXED;
 
     c->cu->CtxSetCurrent(c->context);

@@ -49,6 +49,7 @@ struct fk_cuda_tuning {
 struct fk_cuda_lane {
     bool to_engine;
     cu_stream dma, kernel;
+    cu_stream notify;                   /* of the driver's calls when a layer is in place; made at need */
     cu_event dma_done[FK_CUDA_FLIGHTS], kernel_done[FK_CUDA_FLIGHTS];
     cu_event order;                     /* one stream after the other */
     cu_event layer[FK_CUDA_LAYER_EVENTS];       /* made as they are needed, used in turn */

@@ -40,6 +40,11 @@ struct chunk {
 
 struct flight { cu_event event; uint64_t at, bytes, put_us; uint32_t blocks; bool staged; };
 
+struct note {                           /* some layers of a job, that somebody is told of */
+    const struct fk_copy_progress *progress;
+    uint32_t regions, after;            /* after: so many chunks */
+};
+
 struct run {                            /* a job on its way */
     struct fk_cuda_copier *c;
     struct fk_cuda_lane *l;
@@ -54,6 +59,9 @@ struct run {                            /* a job on its way */
     uint32_t chunks[WAYS];
     bool has_lists;                     /* on the device */
     bool draining;                      /* nothing more to put: the caller waits */
+    bool by_driver;                     /* who tells of layers: the driver, else this thread */
+    struct note *notes;
+    uint32_t n_notes, n_told;
     int status;
 };
 
@@ -123,6 +131,16 @@ static void note_crowd(struct run *r, const struct flight *f, uint64_t now)
         r->l->crowded_at = now;
 }
 
+/* What all chunks that were seen done have put in place. */
+static void tell_placed(struct run *r)
+{
+    while (!r->by_driver && !r->status && r->n_told < r->n_notes &&
+           r->notes[r->n_told].after <= r->n_taken) {
+        const struct note *n = &r->notes[r->n_told++];
+        n->progress->placed(n->progress->arg, n->regions);
+    }
+}
+
 /* Waits for the oldest chunk that is under way. */
 static void take_oldest(struct run *r)
 {
@@ -142,6 +160,7 @@ static void take_oldest(struct run *r)
     r->n_taken++;
     r->taken_at = now;
     r->free_at = now + after;
+    tell_placed(r);
 }
 
 /* Room for the chunk among those under way, in the ring too. */
@@ -220,6 +239,16 @@ static void upload_lists(struct run *r)
     failed(r, r->c->cu->MemcpyHtoDAsync(l->lists, l->host_lists, 8ull * n, l->kernel), "a list");
 }
 
+/* An option's CTAs are those of the direct kernel; the ring gets as many warps. */
+static uint32_t ctas_of(const struct run *r, bool list)
+{
+    uint32_t ctas = r->c->base.pool.how.ctas[r->l->to_engine];
+
+    if (list)
+        return ctas ? ctas : r->c->tuning.direct_ctas;
+    return ctas ? ctas * (DIRECT_THREADS / RING_THREADS) : RING_CTAS;
+}
+
 /* On the device: many small CTAs, so that it is over before the engine's next kernel begins. Over
  * the bus a few: with many, one on each multiprocessor, a matrix multiply took twice as long. */
 static void launch(struct run *r, const struct chunk *k, bool list, cu_ptr linear, uint64_t stride,
@@ -246,8 +275,7 @@ static void launch(struct run *r, const struct chunk *k, bool list, cu_ptr linea
     }
     cu_function f = list ? c->direct : c->ring;
     uint32_t threads = list ? DIRECT_THREADS : RING_THREADS;
-    uint32_t ctas = (uint32_t)fk_min(list ? c->tuning.direct_ctas : RING_CTAS,
-                                     fk_div_up(warps, threads / 32));
+    uint32_t ctas = (uint32_t)fk_min(ctas_of(r, list), fk_div_up(warps, threads / 32));
     failed(r, c->cu->LaunchKernel(f, ctas, 1, 1, threads, 1, 1, 0, stream, args, NULL),
            "the copy kernel can't be started");
 }
@@ -401,6 +429,9 @@ static uint64_t chunk_limit(const struct run *r, uint64_t done, uint64_t left)
 static enum way way_of(const struct run *r, const struct part *p, bool direct, bool whole, bool first)
 {
     const struct fk_cuda_lane *l = r->l;
+
+    if (r->c->base.pool.how.copy_engine[l->to_engine])
+        return WAY_PIECES;
     bool crowded = l->crowded_at && fk_clock_us() - l->crowded_at < CROWDED_FOR_US;
 
     if (crowded && whole && p->bytes / (p->end_region - p->region) >= PIECE_MIN &&
@@ -411,16 +442,17 @@ static enum way way_of(const struct run *r, const struct part *p, bool direct, b
     return first && !l->to_engine && !crowded ? WAY_AHEAD : WAY_STAGED;
 }
 
-/* The next chunk of the part, at most `limit` bytes of several blocks, or of tiles of one. */
+/* The next chunk of the part, at most `limit` bytes of several blocks, or of tiles of one. whole:
+ * a block is not cut, however large it is. */
 static struct chunk cut(const struct run *r, const struct part *p, uint32_t block, uint32_t tile,
-                        uint64_t limit)
+                        uint64_t limit, bool whole)
 {
     const struct fk_cuda_tile *t = r->c->tiles;
     struct chunk k = { .block = block, .n_blocks = 1, .tile = tile, .offset = t[tile].offset,
                        .region = p->region, .end_region = p->end_region };
     uint32_t end = tile;
 
-    if (p->bytes <= r->c->tuning.chunk_bytes) {
+    if (whole || p->bytes <= r->c->tuning.chunk_bytes) {
         k.n_blocks = (uint32_t)fk_min(fk_max(limit / p->bytes, 1ull), (uint64_t)(r->b->n - block));
         end = p->end_tile;
     }
@@ -441,7 +473,7 @@ static void run_part(struct run *r, const struct part *p, bool direct)
         enum way way = way_of(r, p, direct, whole, !done);
         uint64_t limit = way == WAY_STAGED || way == WAY_AHEAD ? chunk_limit(r, done, left)
                        : r->c->tuning.chunk_bytes;
-        struct chunk k = cut(r, p, block, tile, limit);
+        struct chunk k = cut(r, p, block, tile, limit, way == WAY_PIECES);
         if (way == WAY_AHEAD && k.n_blocks > FK_CUDA_FEW)
             way = WAY_STAGED;           /* lists come in the other stream */
         make_way(r, k.n_blocks * k.bytes);
@@ -482,6 +514,54 @@ static cu_event layer_event(struct run *r)
     return NULL;
 }
 
+static void told_by_driver(void *arg)
+{
+    const struct note *n = arg;
+
+    n->progress->placed(n->progress->arg, n->regions);
+}
+
+/* The driver calls on a stream of its own, so that no copy waits for the call. */
+static void note_layers(struct run *r, const struct fk_copy_progress *progress, uint32_t regions,
+                        cu_event e)
+{
+    const struct fk_cuda *cu = r->c->cu;
+    struct note *n = &r->notes[r->n_notes];
+
+    *n = (struct note){ progress, regions, r->n_put };
+    if (r->by_driver && (failed(r, cu->StreamWaitEvent(r->l->notify, e, 0), "an event") ||
+        failed(r, cu->LaunchHostFunc(r->l->notify, told_by_driver, n), "a call of the driver's")))
+        return;
+    r->n_notes++;
+}
+
+/* Room for what will be told; the driver tells unless it can't, or shall not. */
+static void open_notes(struct run *r, const struct fk_copy_progress *progress)
+{
+    const struct fk_cuda *cu = r->c->cu;
+    int least = 0, greatest = 0;
+
+    r->notes = calloc(progress->n_layers, sizeof(*r->notes));
+    if (!r->notes) {
+        r->status = -ENOMEM;
+        return;
+    }
+    r->by_driver = cu->LaunchHostFunc && !r->c->base.pool.how.poll_layers;
+    if (r->by_driver && !r->l->notify &&
+        (cu->CtxGetStreamPriorityRange(&least, &greatest) != CU_OK ||
+         cu->StreamCreateWithPriority(&r->l->notify, CU_STREAM_NON_BLOCKING_FLAG, greatest) != CU_OK))
+        r->by_driver = false;
+}
+
+/* All copies are done. After this nobody tells anything of this job. */
+static void close_notes(struct run *r)
+{
+    if (r->by_driver)
+        failed(r, r->c->cu->StreamSynchronize(r->l->notify), "a copy failed");
+    tell_placed(r);
+    free(r->notes);
+}
+
 static struct part part_of(const struct fk_cuda_copier *c, uint32_t region, uint32_t end)
 {
     struct part p = { .tile = c->region_tiles[region], .end_tile = c->region_tiles[end],
@@ -497,9 +577,15 @@ static void run_layers(struct run *r, const struct fk_copy_progress *progress)
 {
     uint32_t layer = 0, take = 1, region = 0;
 
+    if (progress->placed)
+        open_notes(r, progress);
     while (layer < progress->n_layers && go_on(r)) {
         uint32_t left = progress->n_layers - layer;
         uint32_t last = layer + fk_min(fk_min(take, left), fk_max(left / 2, 2u));
+        if (progress->layer_ends[last - 1] == region) {     /* nothing of their own */
+            layer = last;
+            continue;
+        }
         struct part p = part_of(r->c, region, progress->layer_ends[last - 1]);
         bool direct = !r->l->ring || p.bytes < DIRECT_PIECE;
         run_part(r, &p, direct);
@@ -509,16 +595,18 @@ static void run_layers(struct run *r, const struct fk_copy_progress *progress)
         cu_event e = go_on(r) ? layer_event(r) : NULL;
         if (e)
             progress->layers(progress->arg, p.end_region, e);
+        if (e && progress->placed)
+            note_layers(r, progress, p.end_region, e);
         region = p.end_region;
         if (layer > 0 && p.bytes < LAYER_PIECE)
-            take = fk_min(take * 2, (uint32_t)(LAYER_PIECE / (p.bytes / (last - layer))) + 1);
+            take = fk_min(take * 2, (uint32_t)(LAYER_PIECE * (last - layer) / p.bytes) + 1);
         layer = last;
     }
 }
 
 /* ---- what is not page-locked ---- */
 
-static void copy_slowly(struct run *r)
+static void copy_slowly(struct run *r, const struct fk_copy_progress *progress)
 {
     const struct fk_cuda *cu = r->c->cu;
 
@@ -532,6 +620,11 @@ static void copy_slowly(struct run *r)
             at += region->page_bytes;
         }
         r->done_blocks += !r->status;
+    }
+    if (progress && go_on(r)) {
+        progress->layers(progress->arg, r->c->base.n_regions, NULL);
+        if (progress->placed)
+            progress->placed(progress->arg, r->c->base.n_regions);
     }
 }
 
@@ -550,7 +643,7 @@ static void run_fast(struct run *r, const struct fk_copy_progress *progress)
 {
     uint64_t start = fk_clock_us(), bytes = r->b->n * r->c->slice_bytes;
 
-    if (progress && progress->n_layers > 1) {
+    if (progress && (progress->n_layers > 1 || progress->placed)) {
         run_layers(r, progress);
     } else {
         struct part all = part_of(r->c, 0, r->c->base.n_regions);
@@ -559,6 +652,8 @@ static void run_fast(struct run *r, const struct fk_copy_progress *progress)
     r->draining = true;
     while (r->n_taken < r->n_put)       /* also of a job that was stopped or has failed */
         take_oldest(r);
+    if (r->notes)
+        close_notes(r);
     if (go_on(r)) {
         learn_rate(r->l, bytes, fk_clock_us() - start);
         r->done_blocks = r->b->n;
@@ -585,7 +680,7 @@ uint32_t fk_cuda_copy(struct fk_copier *base, const struct fk_copy_blocks *block
     if (pinned)
         run_fast(&r, progress);
     else
-        copy_slowly(&r);
+        copy_slowly(&r, progress);
     fk_debug("GPU %d: %u blocks, %llu MiB %s it in %llu us%s, of which %llu to page-lock; chunks: %u "
              "direct, %u staged, %u in pieces", c->device, blocks->n,
              (unsigned long long)(blocks->n * c->slice_bytes / FK_MIB), blocks->to_engine ? "to" : "from",

@@ -43,6 +43,7 @@ static const struct symbol symbols[] = {
     SYMBOL(MemcpyHtoD, "cuMemcpyHtoD_v2"), SYMBOL(MemcpyDtoH, "cuMemcpyDtoH_v2"),
     SYMBOL(PointerGetAttributes, "cuPointerGetAttributes"),
     SYMBOL(ThreadExchangeStreamCaptureMode, "cuThreadExchangeStreamCaptureMode"),
+    { "cuLaunchHostFunc", offsetof(struct fk_cuda, LaunchHostFunc), true },
     { "cuMemcpyBatchAsync", offsetof(struct fk_cuda, MemcpyBatch128), true },
     { "cuMemcpyBatchAsync_v2", offsetof(struct fk_cuda, MemcpyBatch130), true },
 };

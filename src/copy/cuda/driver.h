@@ -81,6 +81,8 @@ struct fk_cuda {
     cu_result (*MemcpyDtoH)(void *, cu_ptr, size_t);
     cu_result (*PointerGetAttributes)(unsigned, int *, void **, cu_ptr);
     cu_result (*ThreadExchangeStreamCaptureMode)(int *);
+    /* Optional. */
+    cu_result (*LaunchHostFunc)(cu_stream, void (*)(void *), void *);
     /* 12.8 with one argument more than 13.0; both NULL before 12.8. */
     cu_result (*MemcpyBatch128)(cu_ptr *, cu_ptr *, size_t *, size_t, struct cu_batch_attrs *,
                                 size_t *, size_t, size_t *, cu_stream);

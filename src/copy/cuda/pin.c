@@ -13,7 +13,7 @@
 
 /* Registering stops other calls of the process into the driver, 0.07 s for each GiB: short
  * pieces, and room between them for the engine's launches. */
-#define CHUNK_BYTES (64 * FK_MIB)
+#define CHUNK_BYTES (64 * FK_MIB)       /* unless the options say otherwise */
 #define PAUSE_US 2000
 #define PAGE 4096ull
 #ifndef MADV_POPULATE_WRITE
@@ -43,14 +43,14 @@ static uint64_t chunk_size(const struct fk_pin *pin, uint32_t i)
     return fk_min(pin->chunk_bytes, pin->p.bytes - start);
 }
 
-/* Room for `units` whole units, in whole pages of memory. */
-static uint64_t chunk_bytes_for(uint64_t unit)
+/* Room for whole units, in whole pages of memory. */
+static uint64_t chunk_bytes_for(uint64_t unit, uint64_t wanted)
 {
     uint64_t step = unit;
 
     while (step % PAGE)
         step += unit;
-    return fk_max(CHUNK_BYTES / step, 1ull) * step;
+    return fk_max((wanted ? wanted : CHUNK_BYTES) / step, 1ull) * step;
 }
 
 static enum chunk_state pin_chunk(struct fk_pin *pin, uint32_t i)
@@ -125,7 +125,7 @@ int fk_pin_open(const struct fk_pin_params *params, struct fk_pin **out)
     if (!pin)
         return -ENOMEM;
     pin->p = *params;
-    pin->chunk_bytes = chunk_bytes_for(params->unit_bytes);
+    pin->chunk_bytes = chunk_bytes_for(params->unit_bytes, params->chunk_bytes);
     pin->n_chunks = (uint32_t)fk_div_up(params->bytes, pin->chunk_bytes);
     pin->state = calloc(pin->n_chunks, 1);
     if (!pin->state) {

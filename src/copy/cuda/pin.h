@@ -18,6 +18,7 @@ struct fk_pin_params {
     int device;
     char *base;
     uint64_t bytes, unit_bytes;     /* a unit (slot) never lies in two chunks */
+    uint64_t chunk_bytes;           /* about; 0: 64 MiB */
 };
 
 int fk_pin_open(const struct fk_pin_params *params, struct fk_pin **out);

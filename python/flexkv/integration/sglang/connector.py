@@ -15,10 +15,12 @@ import numpy as np
 
 from flexkv.common.config import LayerGroupSpec
 from flexkv.common.debug import flexkv_logger
+from flexkv.common.env import GLOBAL_CONFIG_FROM_ENV
 from flexkv.common.request import KVResponse, KVResponseStatus
 from flexkv.common.storage import KVCacheLayout, KVCacheLayoutType
 from flexkv.integration.config import FlexKVConfig
 from flexkv.integration.sglang.comm import Channel, RankSync
+from flexkv.integration.sglang.layers import LayerCounter
 from flexkv.kvmanager import KVManager
 from flexkv.server.client import KVTPClient
 
@@ -41,8 +43,6 @@ class FlexKVHostReleaseShim:
 
 
 class FlexKVConnector:
-    # A load fills all layers before it is reported; layer by layer is not supported.
-    enable_layerwise = False
     supports_async_store_slot_mapping = False
     supports_cache_namespace = True
 
@@ -62,12 +62,15 @@ class FlexKVConnector:
         self._lookups: dict[Any, int] = {}
         self._stores: dict[Any, int] = {}
         self._prefetches: dict[Any, int] = {}
+        self._launched: list[int] = []      # loads in layers whose end nobody has seen, the leader's
+        self.enable_layerwise = bool(GLOBAL_CONFIG_FROM_ENV.enable_layerwise_transfer)
         self.kv_manager: KVManager | None = None
         self.tp_client = KVTPClient(
             self.flexkv_config.gpu_register_port, dp_client_id=self.rank_info.dp_client_id,
             pp_rank=pp_rank, device_id=self.rank_info.local_rank,
             intra_client_id=self.rank_info.intra_client_id)
         self._register(kvcache)
+        self._counter = LayerCounter(self.tp_client, int(_LOAD_TIMEOUT_S * 1000))
         self._lead(Channel.READY, self._start)
         atexit.register(self.shutdown)
 
@@ -185,14 +188,39 @@ class FlexKVConnector:
         return self._lead(Channel.LOAD, load)
 
     def start_load_kv_layerwise(self, rid: Any, slot_mapping: torch.Tensor) -> tuple[int, int]:
-        """Loads at once; there is no layer to wait for afterwards."""
-        return self.retrieve_kv(rid, slot_mapping), _NONE
+        """(slots, number): begins the load; each layer of the forward pass waits for its own part, and
+        raises if it does not come. What lookup_kv finds for it is in the CPU tier already."""
+        if not self.enable_layerwise:
+            return self.retrieve_kv(rid, slot_mapping), _NONE
+        task = self._lookups.pop(rid, _NONE)
+        if task == _NONE:
+            return 0, _NONE
+
+        def launch() -> int:
+            try:
+                self._manager.launch(task, slot_mapping, layerwise_transfer=True, counter_id=_NONE)
+            except RuntimeError as error:       # nothing has begun: the engine computes it
+                flexkv_logger.warning("a load in layers did not begin: %s", error)
+                return 0
+            self._launched.append(task)
+            return self._manager.operation_of(task)
+
+        operation = self._lead(Channel.LOAD, launch)
+        if not operation:
+            return 0, _NONE
+        return len(slot_mapping), self._counter.begin(operation)
 
     def drain_launched_loads(self, threshold: int = 100) -> None:
-        """No load is left under way: retrieve_kv waits."""
+        """Forgets loads in layers that have ended."""
+        if len(self._launched) < threshold or not self._sync.is_leader:
+            return
+        ended = self._manager.try_wait(self._launched)
+        self._launched = [task for task in self._launched if task not in ended]
 
     def register_layer_transfer_counter(self, kvcache: Any) -> None:
-        """Nothing counts layers: see enable_layerwise."""
+        """SGLang's pool asks it before each layer of a forward pass."""
+        if self.enable_layerwise and hasattr(kvcache, "register_layer_transfer_counter"):
+            kvcache.register_layer_transfer_counter(self._counter)
 
     # ---- storing ----
 
@@ -286,6 +314,8 @@ class FlexKVConnector:
     def _end_everything(self) -> None:
         tasks = [*self._lookups.values(), *self._prefetches.values()]
         self._manager.cancel(tasks)
+        self._manager.wait(self._launched, timeout=_LOAD_TIMEOUT_S)
+        self._launched.clear()
         stores = list(self._stores.values())
         responses: dict[int, KVResponse] = self._manager.wait(stores, timeout=_LOAD_TIMEOUT_S)
         self._manager.cancel([task for task, response in responses.items()
@@ -299,6 +329,7 @@ class FlexKVConnector:
         self._lookups.clear()
         self._stores.clear()
         self._prefetches.clear()
+        self._counter.reset()
 
     def shutdown(self) -> None:
         """Any number of times."""
