@@ -224,6 +224,28 @@ static int attach(flexkv_agent *a)
     return rc;
 }
 
+/* Once: the answer is the machine's, not the node's. */
+static void try_direct(flexkv_agent *a)
+{
+    int fds[FK_MSG_FDS], n = 0;
+    char why[400] = "";
+
+    if (!a->w.direct)
+        return;
+    while (n < (int)a->w.direct - 1 && n < FK_MSG_FDS && (fds[n] = fk_msg_take_fd(&a->in)) >= 0)
+        n++;
+    int rc = a->direct_tried ? 0 : fk_copier_try_direct(a->copier, fds, (uint32_t)n, why, sizeof(why));
+    if (!a->direct_tried && rc)
+        fk_warn("worker %u: GPU direct storage (enable_gds) is not used: %s. Blocks on SSD are read "
+                "through the CPU tier", a->hello.worker, why);
+    else if (!a->direct_tried)
+        fk_warn("worker %u: GPU direct storage (enable_gds) works here, in %d directories, but is not used: "
+                "this build reads blocks on SSD through the CPU tier", a->hello.worker, n);
+    a->direct_tried = true;
+    while (n > 0)
+        close(fds[--n]);
+}
+
 static void *agent_main(void *arg)
 {
     flexkv_agent *a = arg;
@@ -236,6 +258,7 @@ static void *agent_main(void *arg)
         if (rc == 1) {
             rc = attach(a);
             if (!rc) {
+                try_direct(a);
                 begin_service(a);
                 rc = fk_agent_serve(a);
                 set_state(a, 0, NULL);

@@ -73,6 +73,7 @@ struct flexkv_agent {
     void *memory;
     _Atomic bool *cancel;
     uint64_t populated;
+    bool direct_tried;
 
     pthread_mutex_t jobs_lock;
     struct fk_ring commands, reports;

@@ -1,5 +1,6 @@
 /* link.c - an agent of another process: its shared memory, the jobs it has, its reports. See peer.h;
  * the agent's side is agent.c. */
+#include <fcntl.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
 
@@ -142,6 +143,25 @@ static int make_memory(struct fk_link *l, uint32_t commands)
     return 0;
 }
 
+/* An empty file without a name in each SSD directory, for an agent to try GPU direct storage with.
+ * Fewer: a directory is full or gone; the agent says that it was not tried. */
+static int make_direct_files(const struct fk_space *s, int *fds)
+{
+    const struct fk_string_list *dirs = &s->node->set->ssd_cache_dir;
+    int n = 0;
+
+    for (size_t i = 0; s->ssd && i < dirs->count && n < (int)FK_SSD_MAX_DIRS; i++) {
+        int fd = open(dirs->item[i], O_TMPFILE | O_RDWR | O_DIRECT | O_CLOEXEC, 0600);
+        if (fd < 0)
+            fd = open(dirs->item[i], O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
+        if (fd < 0)
+            fk_warn("enable_gds: no file for a trial in %s: %s", dirs->item[i], strerror(errno));
+        else
+            fds[n++] = fd;
+    }
+    return n;
+}
+
 static int send_welcome(const struct fk_link *l, const struct fk_space *s)
 {
     struct fk_copy_options how = fk_node_copy_options(l->node);
@@ -154,11 +174,18 @@ static int send_welcome(const struct fk_link *l, const struct fk_space *s)
         .pin_chunk_bytes = how.pin_chunk_bytes, .ctas = { how.ctas[0], how.ctas[1] },
         .copy_engine = { how.copy_engine[0], how.copy_engine[1] }, .poll_layers = how.poll_layers,
     };
-    int fds[FK_MSG_FDS] = { fk_pool_fd(s->pool), l->memory_fd, l->command_fd, l->report_fd };
+    int fds[FK_MSG_FDS] = { fk_pool_fd(s->pool), l->memory_fd, l->command_fd, l->report_fd }, files = 0;
     struct iovec v = { &w, sizeof(w) };
 
-    return fk_msg_send(l->peer->fd, FK_WIRE_WELCOME, &v, 1, fds, FK_MSG_FDS,
-                       fk_clock_us() + WELCOME_TIMEOUT_US);
+    if (l->node->set->enable_gds) {
+        files = make_direct_files(s, fds + 4);
+        w.direct = 1 + (uint32_t)files;
+    }
+    int rc = fk_msg_send(l->peer->fd, FK_WIRE_WELCOME, &v, 1, fds, 4 + files,
+                         fk_clock_us() + WELCOME_TIMEOUT_US);
+    while (files > 0)
+        close(fds[4 + --files]);
+    return rc;
 }
 
 static void reports_ready(struct fk_watch *source)

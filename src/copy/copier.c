@@ -68,6 +68,14 @@ static int host_create(const flexkv_region *regions, uint32_t n_regions, unsigne
     return 0;
 }
 
+int fk_copier_try_direct(struct fk_copier *c, const int *fds, uint32_t n, char *why, size_t why_bytes)
+{
+    if (c->ops->try_direct)
+        return c->ops->try_direct(c, fds, n, why, why_bytes);
+    snprintf(why, why_bytes, "the engine's pages are not in a GPU's memory");
+    return -ENOTSUP;
+}
+
 int fk_copier_create(const flexkv_region *regions, uint32_t n_regions, unsigned threads,
                      struct fk_copier **out, char *why, size_t why_bytes)
 {

@@ -52,6 +52,8 @@ struct fk_copier_ops {
     uint32_t (*copy)(struct fk_copier *c, const struct fk_copy_blocks *blocks,
                      const struct fk_copy_progress *progress, _Atomic bool *cancelled, int *status);
     int (*wait_event)(struct fk_copier *c, void *event, void *stream);
+    /* Optional; see cuda/direct.h. */
+    int (*try_direct)(struct fk_copier *c, const int *fds, uint32_t n, char *why, size_t why_bytes);
     void (*destroy)(struct fk_copier *c);
 };
 
@@ -96,6 +98,9 @@ static inline uint32_t fk_copier_copy(struct fk_copier *c, const struct fk_copy_
 {
     return c->ops->copy(c, blocks, progress, cancelled, status);
 }
+
+/* May files (one in each directory) be read straight into the regions' memory? 0, or -errno and why. */
+int fk_copier_try_direct(struct fk_copier *c, const int *fds, uint32_t n, char *why, size_t why_bytes);
 
 /* Makes the stream of the engine's wait for an event of a progress; 0 or -errno. */
 static inline int fk_copier_wait_event(struct fk_copier *c, void *event, void *stream)

@@ -46,7 +46,7 @@ struct fk_wire_hello {
 
 struct fk_wire_error { int32_t rc; char text[FK_WIRE_TEXT]; };
 
-/* To an agent; with the descriptors: pool, shared memory, commands' and reports' eventfd. */
+/* To an agent; with the descriptors: pool, shared memory, commands' and reports' eventfd; files. */
 struct fk_wire_welcome {
     uint64_t pool_bytes, slot_bytes, slice_offset;
     uint32_t n_slots, n_jobs, command_bytes, report_bytes;
@@ -54,7 +54,8 @@ struct fk_wire_welcome {
     /* how to copy (struct fk_copy_options): */
     uint64_t pin_chunk_bytes;
     uint32_t ctas[2], copy_engine[2];   /* from, to the engine */
-    uint32_t poll_layers, reserved;
+    uint32_t poll_layers;
+    uint32_t direct;                    /* enable_gds: 1 + how many files to try it with are passed too */
 };
 struct fk_wire_welcome_client {
     uint32_t version, pid;

@@ -10,10 +10,10 @@ struct rig {
     flexkv_namespace *ns;
 };
 
-/* told: the agents say what they hold; else the node works it out. */
-static void open_rig_of(struct rig *r, uint32_t ranks, uint32_t workers, bool told)
+/* told: the agents say what they hold; else the node works it out. Takes the config. */
+static void open_rig_with(struct rig *r, uint32_t ranks, uint32_t workers, bool told,
+                          flexkv_config *config)
 {
-    flexkv_config *config = small_config("1M", NULL);
 
     *r = (struct rig){ .n = workers };
     fresh_address(r->address);
@@ -38,6 +38,11 @@ static void open_rig_of(struct rig *r, uint32_t ranks, uint32_t workers, bool to
     if (flexkv_space_open(r->node, &d, &r->space))
         fail_msg("%s", flexkv_last_error());
     assert_int_equal(flexkv_namespace_open(r->space, NULL, 0, &r->ns), 0);
+}
+
+static void open_rig_of(struct rig *r, uint32_t ranks, uint32_t workers, bool told)
+{
+    open_rig_with(r, ranks, workers, told, small_config("1M", NULL));
 }
 
 static void open_rig(struct rig *r, uint32_t ranks, uint32_t workers)
@@ -265,6 +270,32 @@ static void layers_are_waited_for(void **state)
     close_rig(&r);
 }
 
+/* Files to try it with come with the welcome, one for each directory; pages in host memory, and no
+ * cuFile: blocks go the normal way. */
+static void direct_storage_is_tried(void **state)
+{
+    char dirs[200];
+    struct rig r;
+    uint64_t lease;
+
+    snprintf(dirs, sizeof(dirs), "flexkv-gds-%d-a;flexkv-gds-%d-b", (int)getpid(), (int)getpid());
+    flexkv_config *config = small_config("1M", dirs);
+    assert_int_equal(flexkv_config_set(config, "enable_gds", "1"), 0);
+    open_rig_with(&r, 2, 2, true, config);
+    for (uint32_t i = 0; i < 2; i++)
+        fill_pages(&r.w[i], 3, i, 10, 0);
+    assert_int_equal(wait_op(r.node, put_chain(r.ns, 3, 10, 0), 5000).status, 0);
+    for (uint32_t i = 0; i < 2; i++)
+        wipe(&r.w[i]);
+    assert_int_equal(match_chain(r.ns, 3, 10, &lease), 10);
+    assert_int_equal(wait_op(r.node, get_chain(r.node, lease, 10, 20, 0), 5000).blocks_ok, 10);
+    for (uint32_t i = 0; i < 2; i++)
+        assert_true(pages_are(&r.w[i], 3, i, 10, 20));
+    close_rig(&r);
+    snprintf(dirs, sizeof(dirs), "rm -rf flexkv-gds-%d-a flexkv-gds-%d-b", (int)getpid(), (int)getpid());
+    assert_int_equal(system(dirs), 0);
+}
+
 static void missing_workers_are_named(void **state)
 {
     char address[108];
@@ -330,6 +361,7 @@ int main(void)
         cmocka_unit_test(a_stopped_worker_keeps_its_slots),
         cmocka_unit_test(revoked_is_not_copied),
         cmocka_unit_test(layers_are_waited_for),
+        cmocka_unit_test(direct_storage_is_tried),
         cmocka_unit_test(missing_workers_are_named),
         cmocka_unit_test(one_address_one_node),
     };

@@ -1,5 +1,6 @@
 /* cuda.c - the cuda copier made, attached to a pool, and taken apart. See cuda.h. */
 #include "copy/cuda/cuda.h"
+#include "copy/cuda/direct.h"
 
 #include <stdio.h>
 
@@ -196,9 +197,18 @@ static int cuda_wait_event(struct fk_copier *base, void *event, void *stream)
     return c->cu->StreamWaitEvent(stream, event, 0) == CU_OK ? 0 : -EIO;
 }
 
+static int cuda_try_direct(struct fk_copier *base, const int *fds, uint32_t n, char *why, size_t why_bytes)
+{
+    struct fk_cuda_copier *c = (struct fk_cuda_copier *)base;
+    struct fk_direct_params p = { .cu = c->cu, .context = c->context, .fds = fds, .n_fds = n,
+                                  .timeout_ms = FK_DIRECT_TIMEOUT_MS };
+
+    return fk_direct_probe(&p, why, why_bytes);
+}
+
 static const struct fk_copier_ops cuda_ops = {
     .name = "cuda", .lanes = 2, .attach = cuda_attach, .detach = cuda_detach, .copy = fk_cuda_copy,
-    .wait_event = cuda_wait_event, .destroy = cuda_destroy,
+    .wait_event = cuda_wait_event, .try_direct = cuda_try_direct, .destroy = cuda_destroy,
 };
 
 static bool device_fits(struct fk_cuda_copier *c, char *why, size_t why_bytes)
