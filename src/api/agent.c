@@ -99,6 +99,11 @@ static int check_welcome(const struct fk_wire_welcome *w, const struct fk_wire_h
         w->n_jobs > FK_AGENT_JOBS || w->replica >= w->replicas || w->slice_offset + h->slice_bytes > w->slot_bytes ||
         (unsigned __int128)w->slot_bytes * w->n_slots > w->pool_bytes)
         return -EPROTO;
+    if (w->sums_offset && (w->sums_offset % sizeof(uint64_t) || !w->sums_stride ||
+                           w->sums_offset < w->slot_bytes * w->n_slots || w->sums_offset > w->pool_bytes ||
+                           ((uint64_t)(w->n_slots - 1) * w->sums_stride + 1) * sizeof(uint64_t) >
+                               w->pool_bytes - w->sums_offset))
+        return -EPROTO;
     return 0;
 }
 
@@ -213,6 +218,9 @@ static int attach(flexkv_agent *a)
                                  .how = { .pin_chunk_bytes = a->w.pin_chunk_bytes,
                                           .poll_layers = a->w.poll_layers } };
 
+    if (a->w.sums_offset)
+        pool.sums = (struct fk_copy_sums){ (_Atomic uint64_t *)(void *)(a->pool + a->w.sums_offset),
+                                           a->w.sums_stride };
     for (int i = 0; i < 2; i++) {
         pool.how.ctas[i] = a->w.ctas[i];
         pool.how.copy_engine[i] = a->w.copy_engine[i];

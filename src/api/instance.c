@@ -343,7 +343,8 @@ static int make_worker(struct fk_worker *w, const struct fk_space *space, const 
     struct fk_copy_pool pool = { .base = fk_pool_base(space->pool), .bytes = fk_pool_bytes(space->pool),
                                  .slot_bytes = space->slot_bytes,
                                  .slice_offset = w->slice * space->slice_bytes,
-                                 .how = fk_node_copy_options(space->node) };
+                                 .how = fk_node_copy_options(space->node),
+                                 .sums = { fk_space_sums(space, 0, w->slice), space->ranks } };
     char why[300];
 
     w->regions = malloc(n * sizeof(*regions));

@@ -47,6 +47,15 @@ static struct fk_ssd_req to_tier(const struct fk_space *s, const struct fk_core_
     };
 }
 
+/* The slot gets other bytes; what they sum up to the first load will see. */
+static void forget_sums(const struct fk_space *s, const struct fk_core_ssd_req *r)
+{
+    _Atomic uint64_t *at = fk_space_sums(s, r->cpu_slot, 0);
+
+    for (uint32_t i = 0; at && r->kind == FK_SSD_READ && i < s->ranks; i++)
+        atomic_store(&at[i], 0);
+}
+
 static bool is_transfer(const struct fk_core_ssd_req *r)
 {
     return r->kind == FK_SSD_READ || r->kind == FK_SSD_WRITE;
@@ -86,8 +95,10 @@ static void submit(struct fk_node *node, struct batch *b, uint32_t n, uint64_t n
             i++;
             continue;
         }
-        for (; i < n && b->req[i].space == s->id && is_transfer(&b->req[i]); i++)
+        for (; i < n && b->req[i].space == s->id && is_transfer(&b->req[i]); i++) {
+            forget_sums(s, &b->req[i]);
             b->out[k++] = to_tier(s, &b->req[i]);
+        }
         if (k && s->names_file)
             fk_names_carry(s, &b->req[i - k], &b->names[i - k], k);
         if (k)

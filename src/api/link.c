@@ -171,7 +171,8 @@ static int send_welcome(const struct fk_link *l, const struct fk_space *s)
         .n_jobs = FK_AGENT_JOBS, .command_bytes = l->commands.capacity,
         .report_bytes = l->reports.capacity, .replica = l->hello.replica,
         .replicas = l->hello.replicas,
-        .pin_chunk_bytes = how.pin_chunk_bytes, .ctas = { how.ctas[0], how.ctas[1] },
+        .sums_offset = s->sums_offset ? s->sums_offset + l->hello.slice * sizeof(uint64_t) : 0,
+        .sums_stride = s->ranks, .pin_chunk_bytes = how.pin_chunk_bytes, .ctas = { how.ctas[0], how.ctas[1] },
         .copy_engine = { how.copy_engine[0], how.copy_engine[1] }, .poll_layers = how.poll_layers,
     };
     int fds[FK_MSG_FDS] = { fk_pool_fd(s->pool), l->memory_fd, l->command_fd, l->report_fd }, files = 0;

@@ -42,7 +42,8 @@ struct fk_space {                   /* one KV geometry and its share of the tier
     uint32_t id;                    /* the core's */
     enum fk_key_scheme scheme;
     struct fk_pool *pool;
-    uint64_t pool_bytes;
+    uint64_t pool_bytes;            /* slots, then checksums */
+    uint64_t sums_offset;           /* [cpu slot][rank], in the pool; 0: none */
     uint32_t cpu_slots, ssd_slots;
     uint64_t pool_registered;       /* bytes that the engine knows; under io_lock */
     struct fk_ssd *ssd;             /* NULL: none */
@@ -159,6 +160,14 @@ void fk_node_agent_stop(struct fk_node *node);
 unsigned fk_default_copy_threads(void);
 unsigned fk_node_copy_threads(const struct fk_node *node);
 struct fk_copy_options fk_node_copy_options(const struct fk_node *node);
+/* NULL: the space keeps none. */
+static inline _Atomic uint64_t *fk_space_sums(const struct fk_space *s, uint32_t slot, uint32_t rank)
+{
+    if (!s->sums_offset)
+        return NULL;
+    return (_Atomic uint64_t *)(void *)((char *)fk_pool_base(s->pool) + s->sums_offset) +
+           (uint64_t)slot * s->ranks + rank;
+}
 
 /* space.c */
 /* The space with the core's number; NULL: not (yet) in the list. With either lock. */

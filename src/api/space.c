@@ -159,6 +159,10 @@ static int open_pool(struct fk_space *s, uint32_t cpu_slots)
     };
     char error[400];
 
+    if (set->gpu_checksums) {
+        s->sums_offset = fk_round_up(params.bytes, 4096);
+        params.bytes = s->sums_offset + (uint64_t)cpu_slots * s->ranks * sizeof(uint64_t);
+    }
     s->pool_bytes = params.bytes;
     int rc = fk_pool_create(&params, &s->pool, error, sizeof(error));
     return rc ? fk_api_fail(rc, "space %s: %s", s->name, error) : 0;

@@ -298,6 +298,9 @@ const struct fk_option fk_options[] = {
   SIZE(cudahost_chunk_bytes, "0", 0, SIZE_MAX_BYTES, "GiB"),
   .help = "Piece in which the CPU tier is page-locked for the GPU, in the background and ahead of "
           "copies; 0: 64 MiB" },
+{ "gpu_checksums", CATEGORY, BOOL(gpu_checksums, "0"),
+  .help = "1: a checksum of each block in the CPU tier is taken while it is stored, on the GPU if its "
+          "pages are there, and compared while it is loaded; what has changed is not delivered" },
 { "use_ce_transfer_h2d", CATEGORY, BOOL(use_ce_transfer_h2d, "0"),
   .help = "1: each piece of a page is a copy of its own to the GPU, without a kernel: slow for pieces "
           "below 32 KiB; 0: the fastest of the measured ways" },

@@ -160,6 +160,7 @@ struct fk_settings {
     bool enable_nixl;
     char *nixl_backend_plugin;
     uint64_t cudahost_chunk_bytes; /* 0: the whole pool at once */
+    bool gpu_checksums;
     bool use_ce_transfer_h2d;
     bool use_ce_transfer_d2h;
     int64_t transfer_num_cta_h2d;

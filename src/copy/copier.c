@@ -31,6 +31,7 @@ static uint32_t host_copy(struct fk_copier *base, const struct fk_copy_blocks *b
     struct fk_copy_target target = {
         .regions = base->regions, .n_regions = base->n_regions, .pool = base->pool.base,
         .slot_bytes = base->pool.slot_bytes, .slice_offset = base->pool.slice_offset,
+        .sums = base->pool.sums,
     };
     uint32_t ok = fk_team_copy(c->team, fk_copy_backend("host"), &target, blocks, cancelled, status);
 

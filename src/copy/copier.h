@@ -28,6 +28,7 @@ struct fk_copy_pool {
     char *base;
     uint64_t bytes, slot_bytes, slice_offset;
     struct fk_copy_options how;
+    struct fk_copy_sums sums;           /* of this slice, in slot 0 */
 };
 
 /*

@@ -14,6 +14,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "copy/sum.h"
 #include "flexkv/flexkv.h"
 
 struct fk_copy_target {             /* one rank of one space */
@@ -22,6 +23,7 @@ struct fk_copy_target {             /* one rank of one space */
     char *pool;                     /* slot 0 */
     uint64_t slot_bytes;
     uint64_t slice_offset;          /* of the rank within a slot */
+    struct fk_copy_sums sums;
 };
 
 struct fk_copy_blocks {
@@ -32,8 +34,9 @@ struct fk_copy_blocks {
 
 struct fk_copy_backend {
     const char *name;
-    /* Copies all n blocks; 0 or -errno. */
-    int (*run)(const struct fk_copy_target *target, const struct fk_copy_blocks *blocks);
+    /* Copies all n blocks; 0 or -errno, with *done leading ones copied. -EBADMSG: the next one's slot is
+     * not what its checksum says. */
+    int (*run)(const struct fk_copy_target *target, const struct fk_copy_blocks *blocks, uint32_t *done);
 };
 
 const struct fk_copy_backend *fk_copy_backend(const char *name);    /* NULL: unknown */

@@ -18,7 +18,7 @@ struct work {
     _Atomic bool *cancelled;
     uint32_t portion;
     _Atomic uint32_t next;
-    _Atomic uint32_t failed_at;     /* first block of the first portion that failed */
+    _Atomic uint32_t failed_at;     /* the first block that failed */
     _Atomic int status;
 };
 
@@ -36,9 +36,11 @@ static void portion_failed(struct work *w, uint32_t at, int status)
 {
     uint32_t seen = atomic_load(&w->failed_at);
 
-    while (at < seen && !atomic_compare_exchange_weak(&w->failed_at, &seen, at))
-        ;
-    atomic_store(&w->status, status);
+    while (at < seen)
+        if (atomic_compare_exchange_weak(&w->failed_at, &seen, at)) {
+            atomic_store(&w->status, status);
+            return;
+        }
 }
 
 static void do_work(struct work *w)
@@ -54,9 +56,10 @@ static void do_work(struct work *w)
             .slots = all->slots + at, .pages = all->pages + at,
             .n = fk_min(w->portion, all->n - at), .to_engine = all->to_engine,
         };
-        int rc = w->backend->run(w->target, &part);
+        uint32_t done = 0;
+        int rc = w->backend->run(w->target, &part, &done);
         if (rc)
-            portion_failed(w, at, rc);
+            portion_failed(w, at + done, rc);
     }
 }
 

@@ -52,7 +52,8 @@ struct fk_wire_welcome {
     uint32_t n_slots, n_jobs, command_bytes, report_bytes;
     uint32_t replica, replicas;
     /* how to copy (struct fk_copy_options): */
-    uint64_t pin_chunk_bytes;
+    uint64_t pin_chunk_bytes, sums_offset;
+    uint32_t sums_stride, reserved;
     uint32_t ctas[2], copy_engine[2];   /* from, to the engine */
     uint32_t poll_layers;
     uint32_t direct;                    /* enable_gds: 1 + how many files to try it with are passed too */

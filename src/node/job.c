@@ -143,8 +143,19 @@ static void finish_put(struct fk_core *core, struct op *op, struct job *j)
             core_op_block_done(core, op, j->blocks[i]);
 }
 
+/* Its bytes in memory are not those that were stored: nobody gets them again. */
+static void lose_cpu_copy(struct fk_core *core, const struct op_block *b)
+{
+    if (b->state != BLK_JOB || fk_entry_in(&core->ix.entries[b->entry], FK_TIER_CPU) != FK_READY)
+        return;
+    core->stats.cpu.errors++;
+    fk_index_drop(&core->ix, b->entry, FK_TIER_CPU, false);
+}
+
 static void finish_get(struct fk_core *core, struct op *op, struct job *j)
 {
+    if (j->status == -EBADMSG && j->ok < j->pub.n)
+        lose_cpu_copy(core, &op->blocks[j->blocks[j->ok]]);
     for (uint32_t i = 0; i < j->ok; i++)
         core_op_block_done(core, op, j->blocks[i]);
     for (uint32_t i = j->ok; i < j->pub.n; i++)

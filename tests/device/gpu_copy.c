@@ -209,6 +209,89 @@ static void test_shapes(void)
     printf("shapes: ok\n");
 }
 
+/* ---- checksums ---- */
+
+static uint32_t load(struct fk_copier *c, uint32_t *slots, uint32_t *pages, uint32_t n, int *status)
+{
+    struct fk_copy_blocks b = { .slots = slots, .pages = pages, .n = n, .to_engine = true };
+    _Atomic bool never = false;
+
+    return fk_copier_copy(c, &b, NULL, &never, status);
+}
+
+/* The sums of what is stored are those that a CPU takes of the slots; a byte that changes in a slot, any
+ * one, keeps its block and those after it from being loaded. */
+static void sums_round(struct rig *r, struct fk_copier *c, uint64_t *seed)
+{
+    uint32_t n = fk_min(r->s.pages, r->s.slots);
+    uint32_t *slots = malloc(4ull * r->s.slots), *pages = malloc(4ull * r->s.pages);
+    int status;
+
+    fk_rng_permutation(slots, r->s.slots, seed);
+    fk_rng_permutation(pages, r->s.pages, seed);
+    rig_fill(r, fk_rng_next(seed));
+    copy_all(c, slots, pages, n, false, NULL);
+    for (uint32_t i = 0; i < n; i++)
+        MUST(c->pool.sums.sums[2ull * slots[i]] ==
+             fk_sum(r->pool + slots[i] * r->slot + r->s.before, r->slice));
+    copy_all(c, slots, pages, n, true, NULL);
+    for (int i = 0; i < 3; i++) {
+        uint32_t bad = (uint32_t)fk_rng_below(seed, n);
+        char *at = r->pool + slots[bad] * r->slot + r->s.before + fk_rng_below(seed, r->slice);
+        *at ^= (char)(1 << fk_rng_below(seed, 8));
+        MUST(load(c, slots, pages, n, &status) == bad && status == -EBADMSG);
+        c->pool.sums.sums[2ull * slots[bad]] = 0;   /* as if it came from SSD like this */
+        MUST(load(c, slots, pages, n, &status) == n && status == 0);
+        MUST(c->pool.sums.sums[2ull * slots[bad]] ==
+             fk_sum(r->pool + slots[bad] * r->slot + r->s.before, r->slice));
+    }
+    free(slots);
+    free(pages);
+}
+
+static void test_sums(void)
+{
+    static const struct rig_shape shapes[] = {
+        { .n_regions = 1, .pages = 1, .slots = 1, .piece = 4096, .stride = 4096 },
+        { .n_regions = 32, .pages = 64, .slots = 64, .piece = 65536, .stride = 65536 },
+        { .n_regions = 8, .pages = 50, .slots = 60, .piece = 16384, .stride = 32768, .after = 8192 },
+        { .n_regions = 5, .pages = 33, .slots = 37, .piece = 777, .stride = 1001, .before = 13, .skew = 1 },
+        { .n_regions = 2, .pages = 9, .slots = 9, .piece = 5 * 1048576 + 16, .stride = 6 * 1048576 },
+        { .n_regions = 61, .pages = 700, .slots = 700, .piece = 9216, .stride = 9216 },
+        { .n_regions = 7, .pages = 300, .slots = 300, .piece = 4112, .stride = 4112 },
+    };
+    uint64_t seed = 17;
+
+    for (size_t i = 0; i < fk_array_size(shapes); i++) {
+        struct rig_shape shape = shapes[i];
+        struct rig r;
+        shape.pages = (uint32_t)fk_div_up(shape.pages, SMALLER);
+        shape.slots = (uint32_t)fk_div_up(shape.slots, SMALLER);
+        rig_open(&r, &shape);
+        struct fk_copier *c = open_copier(&r);
+        struct fk_cuda_copier *cc = (struct fk_cuda_copier *)c;
+        MUST(cc->sum_units == (shape.piece % 16 == 0));     /* else the CPU sums */
+        c->pool.sums.sums = calloc(2ull * shape.slots, sizeof(uint64_t));
+        c->pool.sums.stride = 2;
+        struct fk_cuda_tuning tuned = cc->tuning;
+        for (int way = 0; way < 5; way++) {
+            cc->tuning = tuned;
+            if (way)
+                cc->tuning.direct_bytes = way == 1 ? UINT64_MAX : 0;
+            crowded = way == 3;
+            c->pool.how = (struct fk_copy_options){ .copy_engine = { way == 4, way == 4 } };
+            sums_round(&r, c, &seed);
+            round_trip(&r, c, &seed, true);
+        }
+        crowded = false;
+        free((void *)c->pool.sums.sums);
+        fk_copier_detach(c);
+        fk_copier_destroy(c);
+        rig_close(&r);
+    }
+    printf("checksums: ok\n");
+}
+
 /* ---- both directions at once ---- */
 
 struct storing { struct rig *r; struct fk_copier *c; uint32_t *slots, *pages, n; };
@@ -339,6 +422,7 @@ int main(int argc, char **argv)
     test_mixed_memory();
 #endif
     test_shapes();
+    test_sums();
     test_both_ways();
     test_stopped();
     printf("gpu_copy: passed\n");

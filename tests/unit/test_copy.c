@@ -37,8 +37,9 @@ static void set_up(struct rig *r, uint32_t rank)
     }
     r->pool = malloc(SLOTS * SLOT_BYTES);
     memset(r->pool, GUARD, SLOTS * SLOT_BYTES);
-    r->target = (struct fk_copy_target){ r->regions, REGIONS, (char *)r->pool, SLOT_BYTES,
-                                         rank * SLICE };
+    r->target = (struct fk_copy_target){ .regions = r->regions, .n_regions = REGIONS,
+                                         .pool = (char *)r->pool, .slot_bytes = SLOT_BYTES,
+                                         .slice_offset = rank * SLICE };
 }
 
 static void tear_down(struct rig *r)
@@ -101,6 +102,7 @@ static void host_moves_these_bytes_and_no_others(void **state)
 
     assert_non_null(host);
     for (uint32_t rank = 0; rank < 3; rank++) {
+        uint32_t done;
         struct rig r;
         set_up(&r, rank);
         memset(in_slot, 0xff, sizeof(in_slot));
@@ -110,13 +112,13 @@ static void host_moves_these_bytes_and_no_others(void **state)
             in_page[pages[b]] = in_slot[slots[b]] = b;
         }
         struct fk_copy_blocks put = { slots, pages, 3, false };
-        assert_int_equal(host->run(&r.target, &put), 0);
+        assert_int_equal(host->run(&r.target, &put, &done), 0);
         expect_pool(&r, in_slot, rank);
         expect_pages(&r, in_page);
         for (uint32_t b = 0; b < 3; b++)
             in_page[to[b]] = b;
         struct fk_copy_blocks get = { slots, to, 3, true };
-        assert_int_equal(host->run(&r.target, &get), 0);
+        assert_int_equal(host->run(&r.target, &get, &done), 0);
         expect_pool(&r, in_slot, rank);
         expect_pages(&r, in_page);
         tear_down(&r);
@@ -137,10 +139,11 @@ static _Atomic uint32_t calls, done_blocks;
 static uint32_t fail_from, cancel_after;
 static _Atomic bool cancelled;
 
-static int noting_run(const struct fk_copy_target *t, const struct fk_copy_blocks *b)
+static int noting_run(const struct fk_copy_target *t, const struct fk_copy_blocks *b, uint32_t *done)
 {
     atomic_fetch_add(&calls, 1);
     for (uint32_t i = 0; i < b->n; i++) {
+        *done = i;
         if (b->slots[i] >= fail_from)
             return -EIO;
         assert_int_equal(b->pages[i], b->slots[i] + 5);

@@ -59,9 +59,11 @@ static cu_result write_tiles(struct fk_cuda_copier *c, const struct fk_copy_pool
 
     for (uint32_t i = 0; i < c->base.n_regions; i++)
         linear |= c->base.regions[i].page_bytes;
+    c->sum_units = true;
     for (uint32_t i = 0; i < c->n_tiles; i++) {
         struct fk_cuda_tile *t = &c->tiles[i];
         t->align = alignment_of(linear | t->base | t->stride | t->offset | t->bytes);
+        c->sum_units &= t->align == 16;
     }
     return c->cu->MemcpyHtoD(c->device_tiles, c->tiles, c->n_tiles * sizeof(*c->tiles));
 }
@@ -234,9 +236,13 @@ static cu_result open_device(struct fk_cuda_copier *c)
     if (!r)
         r = cu->ModuleLoadData(&c->module, fk_cuda_ptx);
     if (!r)
-        r = cu->ModuleGetFunction(&c->direct, c->module, "fk_copy_direct");
+        r = cu->ModuleGetFunction(&c->copy[FK_CUDA_DIRECT], c->module, "fk_copy_direct");
     if (!r)
-        r = cu->ModuleGetFunction(&c->ring, c->module, "fk_copy_ring");
+        r = cu->ModuleGetFunction(&c->copy[FK_CUDA_RING], c->module, "fk_copy_ring");
+    if (!r)
+        r = cu->ModuleGetFunction(&c->sum[FK_CUDA_DIRECT], c->module, "fk_sum_direct");
+    if (!r)
+        r = cu->ModuleGetFunction(&c->sum[FK_CUDA_RING], c->module, "fk_sum_ring");
     for (int i = 0; !r && i < 2; i++)
         r = lane_open(c, &c->lane[i], i == 1);
     return r ? r : c->cu->MemAlloc(&c->device_tiles, c->n_tiles * sizeof(*c->tiles));

@@ -31,11 +31,14 @@ struct fk_cuda_tile {                   /* struct tile in kernels.cu */
     uint32_t bytes, align;
 };
 
+enum fk_cuda_form { FK_CUDA_DIRECT, FK_CUDA_RING };     /* of the kernel: what the linear side is */
+
 struct fk_cuda_job {                    /* struct job in kernels.cu */
     cu_ptr tiles, pages, slots, linear; /* pages and slots: 0: those of `few` */
     uint64_t linear_stride, offset;
     uint32_t n_blocks, n_tiles, to_pages, reserved;
     uint32_t few[2][FK_CUDA_FEW];       /* pages, slots */
+    cu_ptr sums;                        /* of each block; the forms that take them add to it */
 };
 
 /* Measured once for each kind of device (cuda_tune.c). */
@@ -54,7 +57,7 @@ struct fk_cuda_lane {
     cu_event order;                     /* one stream after the other */
     cu_event layer[FK_CUDA_LAYER_EVENTS];       /* made as they are needed, used in turn */
     uint32_t next_layer;
-    cu_ptr ring, lists;                 /* lists: pages, then slots, of the job */
+    cu_ptr ring, lists;                 /* lists: pages, then slots, of the job, then checksums */
     uint32_t *host_lists;               /* pinned */
     uint32_t lists_cap;                 /* blocks */
     cu_ptr *dst, *src;                  /* descriptors of a batch */
@@ -73,7 +76,8 @@ struct fk_cuda_copier {
     int device;
     cu_context context;
     cu_module module;
-    cu_function direct, ring;           /* two forms of one kernel, see kernels.cu */
+    cu_function copy[2], sum[2];        /* [enum fk_cuda_form]: see kernels.cu; sum: take checksums too */
+    bool sum_units;                     /* every tile is whole 16-byte units: they can be taken */
     bool dead;                          /* the driver has failed us: nothing goes any more */
     struct fk_cuda_tuning tuning;
     struct fk_cuda_tile *tiles;         /* of a slice, in its order */

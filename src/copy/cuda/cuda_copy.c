@@ -45,6 +45,8 @@ struct note {                           /* some layers of a job, that somebody i
     uint32_t regions, after;            /* after: so many chunks */
 };
 
+enum summing { SUM_NONE, SUM_KERNEL, SUM_CPU };
+
 struct run {                            /* a job on its way */
     struct fk_cuda_copier *c;
     struct fk_cuda_lane *l;
@@ -54,6 +56,7 @@ struct run {                            /* a job on its way */
     uint32_t n_put, n_taken;            /* chunks given to the device, seen done */
     uint64_t head;                      /* of the ring, in bytes ever used */
     uint32_t done_blocks;
+    enum summing sums;                  /* who takes the blocks' checksums */
     uint64_t free_at;                   /* when the device will be done with what it has, about */
     uint64_t taken_at;                  /* when the last chunk was seen done */
     uint32_t chunks[WAYS];
@@ -217,8 +220,8 @@ static bool grow_lists(struct run *r, uint32_t n)
     l->host_lists = NULL;
     l->lists_cap = 0;
     n = (uint32_t)fk_round_up(n, 4096);
-    if (failed(r, cu->MemAlloc(&l->lists, 8ull * n), "no room for a list") ||
-        failed(r, cu->MemHostAlloc((void **)&l->host_lists, 8ull * n, CU_HOST_ALLOC_PORTABLE),
+    if (failed(r, cu->MemAlloc(&l->lists, 16ull * n), "no room for a list") ||
+        failed(r, cu->MemHostAlloc((void **)&l->host_lists, 16ull * n, CU_HOST_ALLOC_PORTABLE),
                "no room for a list"))
         return false;
     l->lists_cap = n;
@@ -239,12 +242,23 @@ static void upload_lists(struct run *r)
     failed(r, r->c->cu->MemcpyHtoDAsync(l->lists, l->host_lists, 8ull * n, l->kernel), "a list");
 }
 
+/* Behind the lists; lists_cap is even. */
+static cu_ptr device_sums(const struct fk_cuda_lane *l)
+{
+    return l->lists + 8ull * l->lists_cap;
+}
+
+static uint64_t *host_sums(const struct fk_cuda_lane *l)
+{
+    return (uint64_t *)(void *)(l->host_lists + 2ull * l->lists_cap);
+}
+
 /* An option's CTAs are those of the direct kernel; the ring gets as many warps. */
-static uint32_t ctas_of(const struct run *r, bool list)
+static uint32_t ctas_of(const struct run *r, enum fk_cuda_form form)
 {
     uint32_t ctas = r->c->base.pool.how.ctas[r->l->to_engine];
 
-    if (list)
+    if (form == FK_CUDA_DIRECT)
         return ctas ? ctas : r->c->tuning.direct_ctas;
     return ctas ? ctas * (DIRECT_THREADS / RING_THREADS) : RING_CTAS;
 }
@@ -273,11 +287,13 @@ static void launch(struct run *r, const struct chunk *k, bool list, cu_ptr linea
         job.pages = r->l->lists + 4ull * k->block;
         job.slots = r->l->lists + 4ull * (r->b->n + k->block);
     }
-    cu_function f = list ? c->direct : c->ring;
+    if (r->sums == SUM_KERNEL)
+        job.sums = device_sums(r->l) + 8ull * k->block;
+    enum fk_cuda_form form = list ? FK_CUDA_DIRECT : FK_CUDA_RING;
     uint32_t threads = list ? DIRECT_THREADS : RING_THREADS;
-    uint32_t ctas = (uint32_t)fk_min(ctas_of(r, list), fk_div_up(warps, threads / 32));
-    failed(r, c->cu->LaunchKernel(f, ctas, 1, 1, threads, 1, 1, 0, stream, args, NULL),
-           "the copy kernel can't be started");
+    uint32_t ctas = (uint32_t)fk_min(ctas_of(r, form), fk_div_up(warps, threads / 32));
+    failed(r, c->cu->LaunchKernel(r->sums == SUM_KERNEL ? c->sum[form] : c->copy[form], ctas, 1, 1, threads, 1, 1,
+                                  0, stream, args, NULL), "the copy kernel can't be started");
 }
 
 static char *slice_at(const struct run *r, uint32_t block)
@@ -434,7 +450,7 @@ static enum way way_of(const struct run *r, const struct part *p, bool direct, b
         return WAY_PIECES;
     bool crowded = l->crowded_at && fk_clock_us() - l->crowded_at < CROWDED_FOR_US;
 
-    if (crowded && whole && p->bytes / (p->end_region - p->region) >= PIECE_MIN &&
+    if (crowded && whole && r->sums != SUM_KERNEL && p->bytes / (p->end_region - p->region) >= PIECE_MIN &&
         fk_cuda_has_batch(r->c->cu))
         return WAY_PIECES;
     if (direct || !l->ring)
@@ -630,6 +646,62 @@ static void copy_slowly(struct run *r, const struct fk_copy_progress *progress)
 
 /* ---- the job ---- */
 
+/* ---- checksums ---- */
+
+/* Before the first kernel, in whichever stream that is. */
+static void zero_sums(struct run *r)
+{
+    const struct fk_cuda *cu = r->c->cu;
+    struct fk_cuda_lane *l = r->l;
+
+    if (!grow_lists(r, r->b->n))
+        return;
+    memset(host_sums(l), 0, 8ull * r->b->n);
+    if (!failed(r, cu->MemcpyHtoDAsync(device_sums(l), host_sums(l), 8ull * r->b->n, l->kernel), "checksums") &&
+        !failed(r, cu->EventRecord(l->order, l->kernel), "an event"))
+        failed(r, cu->StreamWaitEvent(l->dma, l->order, 0), "an event");
+}
+
+/* What the kernel took of the blocks that are done. What is not what it should be was written to pages
+ * all the same: they are not reported as loaded. */
+static void settle_kernel_sums(struct run *r)
+{
+    struct fk_cuda_lane *l = r->l;
+    uint64_t *sums = host_sums(l);
+
+    if (!r->status && !failed(r, r->c->cu->MemcpyDtoHAsync(sums, device_sums(l), 8ull * r->b->n, l->kernel),
+                              "checksums"))
+        failed(r, r->c->cu->StreamSynchronize(l->kernel), "checksums");
+    if (r->status) {                    /* nobody knows */
+        r->done_blocks = 0;
+        return;
+    }
+    for (uint32_t i = 0; i < r->done_blocks; i++) {
+        if (fk_sum_settle(&r->c->base.pool.sums, r->b->slots[i], fk_sum_finish(sums[i]), l->to_engine))
+            continue;
+        r->done_blocks = i;
+        r->status = -EBADMSG;
+    }
+}
+
+/* By the CPU: of slots before they are loaded, or after they were stored. Returns how many are good. */
+static uint32_t settle_slots(const struct run *r, uint32_t n)
+{
+    for (uint32_t i = 0; i < n; i++)
+        if (!fk_sum_settle(&r->c->base.pool.sums, r->b->slots[i], fk_sum(slice_at(r, i), r->c->slice_bytes),
+                           r->l->to_engine))
+            return i;
+    return n;
+}
+
+static enum summing who_sums(const struct fk_cuda_copier *c, bool to_engine, bool layers, bool pinned)
+{
+    if (!c->base.pool.sums.sums)
+        return SUM_NONE;
+    /* What is told layer by layer must be known to be good before. */
+    return c->sum_units && pinned && !layers && !c->base.pool.how.copy_engine[to_engine] ? SUM_KERNEL : SUM_CPU;
+}
+
 static bool all_pinned(const struct run *r)
 {
     bool ok = true;
@@ -643,6 +715,10 @@ static void run_fast(struct run *r, const struct fk_copy_progress *progress)
 {
     uint64_t start = fk_clock_us(), bytes = r->b->n * r->c->slice_bytes;
 
+    if (r->sums == SUM_KERNEL)
+        zero_sums(r);
+    if (r->status)
+        return;
     if (progress && (progress->n_layers > 1 || progress->placed)) {
         run_layers(r, progress);
     } else {
@@ -658,6 +734,8 @@ static void run_fast(struct run *r, const struct fk_copy_progress *progress)
         learn_rate(r->l, bytes, fk_clock_us() - start);
         r->done_blocks = r->b->n;
     }
+    if (r->sums == SUM_KERNEL)
+        settle_kernel_sums(r);
 }
 
 uint32_t fk_cuda_copy(struct fk_copier *base, const struct fk_copy_blocks *blocks,
@@ -675,18 +753,28 @@ uint32_t fk_cuda_copy(struct fk_copier *base, const struct fk_copy_blocks *block
     }
     exact_timers();
     uint64_t start = fk_clock_us();
-    bool pinned = all_pinned(&r);
+    bool pinned = all_pinned(&r), bad = false;
     uint64_t pinned_at = fk_clock_us();
-    if (pinned)
+    r.sums = who_sums(c, blocks->to_engine, progress != NULL, pinned);
+    struct fk_copy_blocks good = *blocks;
+    if (r.sums == SUM_CPU && blocks->to_engine) {
+        good.n = settle_slots(&r, blocks->n);
+        bad = good.n < blocks->n;
+        good.n = bad && progress ? 0 : good.n;
+        r.b = &good;
+    }
+    if (good.n && pinned)
         run_fast(&r, progress);
-    else
+    else if (good.n)
         copy_slowly(&r, progress);
+    if (r.sums == SUM_CPU && !blocks->to_engine)
+        settle_slots(&r, r.done_blocks);
     fk_debug("GPU %d: %u blocks, %llu MiB %s it in %llu us%s, of which %llu to page-lock; chunks: %u "
              "direct, %u staged, %u in pieces", c->device, blocks->n,
              (unsigned long long)(blocks->n * c->slice_bytes / FK_MIB), blocks->to_engine ? "to" : "from",
              (unsigned long long)(fk_clock_us() - start), pinned ? "" : ", slowly",
              (unsigned long long)(pinned_at - start), r.chunks[WAY_DIRECT] + r.chunks[WAY_AHEAD],
              r.chunks[WAY_STAGED], r.chunks[WAY_PIECES]);
-    *status = r.status;
-    return r.status && !r.done_blocks ? 0 : fk_min(r.done_blocks, blocks->n);
+    *status = r.status || !bad ? r.status : -EBADMSG;
+    return r.status && !r.done_blocks ? 0 : fk_min(r.done_blocks, good.n);
 }

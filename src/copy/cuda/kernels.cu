@@ -1,7 +1,7 @@
 /*
  * kernels.cu - the kernel of the cuda copier: blocks between an engine's paged KV tensors and a
  * linear side, which is pinned host memory (slots of the pool) or a staging ring on the device. For
- * each of the two there is a form of its own.
+ * each of the two there is a form of its own, and one that takes the blocks' checksums as it copies.
  *
  * Shipped as PTX (kernels.ptx.h, made by tools/gen-ptx), which the driver compiles for the device
  * it finds: compute capability 8.0 and later. Kept in plain C with CUDA's intrinsics.
@@ -29,10 +29,12 @@ struct job {
     uint32_t n_blocks, n_tiles;
     uint32_t to_pages, reserved;
     uint32_t few[2][FEW];   /* pages, slots */
+    unsigned long long *sums;   /* one for each block; the forms that take checksums add to it */
 };
 
 #define UNROLL 8            /* 16-byte loads under way in each lane: TILE_BYTES / 512 */
 #define RING_UNROLL 4
+#define RING_SUM_UNROLL 2       /* without a spill of its 32 registers */
 
 template <typename T>
 static __device__ __forceinline__ void copy(char *to, const char *from, uint32_t bytes, uint32_t lane)
@@ -66,8 +68,50 @@ static __device__ __forceinline__ void copy16(char *to, const char *from, uint32
     copy<uint4>(to, from, bytes, lane);
 }
 
+#define SUM_STEP 0x9e3779b97f4a7c15ull
+
+/* fk_sum_unit of copy/sum.h; s: (unit + 1) * SUM_STEP. */
+static __device__ __forceinline__ uint64_t sum_unit(uint64_t s, uint4 v)
+{
+    uint64_t a = ((uint64_t)v.y << 32 | v.x) ^ s;
+    uint64_t b = ((uint64_t)v.w << 32 | v.z) ^ ((s << 32 | s >> 32) + 0xd1b54a32d192ed03ull);
+
+    return (a * b) ^ __umul64hi(a, b);
+}
+
+/* As copy16, with the lane's part of the sum; unit: the tile's first. */
+template <int AT_ONCE>
+static __device__ __forceinline__ uint64_t sum16(char *to, const char *from, uint32_t bytes, uint64_t unit,
+                                                 uint32_t lane)
+{
+    const uint4 *src = (const uint4 *)from + lane;
+    uint4 *dst = (uint4 *)to + lane;
+    uint32_t n = bytes / 16;
+    uint64_t s = (unit + lane + 1) * SUM_STEP, sum = 0;
+
+#pragma unroll 1
+    for (; n >= AT_ONCE * 32; n -= AT_ONCE * 32, src += AT_ONCE * 32, dst += AT_ONCE * 32) {
+        uint4 v[AT_ONCE];
+#pragma unroll
+        for (int i = 0; i < AT_ONCE; i++)
+            v[i] = __ldcs(src + i * 32);
+#pragma unroll
+        for (int i = 0; i < AT_ONCE; i++, s += 32 * SUM_STEP) {
+            __stcs(dst + i * 32, v[i]);
+            sum += sum_unit(s, v[i]);
+        }
+    }
+#pragma unroll 1
+    for (uint32_t i = lane; i < n; i += 32, src += 32, dst += 32, s += 32 * SUM_STEP) {
+        uint4 v = __ldcs(src);
+        __stcs(dst, v);
+        sum += sum_unit(s, v);
+    }
+    return sum;
+}
+
 /* SLOTS: the linear side is the pool; else the ring, where block follows block. */
-template <int AT_ONCE, bool SLOTS>
+template <int AT_ONCE, bool SLOTS, bool SUMS>
 static __device__ __forceinline__ void copy_blocks(const struct job &j)
 {
     uint32_t lane = threadIdx.x % 32;
@@ -83,7 +127,13 @@ static __device__ __forceinline__ void copy_blocks(const struct job &j)
         char *linear = j.linear + at * j.linear_stride + (t.offset - j.offset);
         char *to = j.to_pages ? page : linear;
         const char *from = j.to_pages ? linear : page;
-        if (t.align == 16)
+        if (SUMS) {                         /* then every tile is whole units */
+            uint64_t sum = sum16<AT_ONCE>(to, from, t.bytes, t.offset / 16, lane);
+            for (int o = 16; o; o /= 2)
+                sum += __shfl_xor_sync(0xffffffffu, sum, o);
+            if (lane == 0)
+                atomicAdd(&j.sums[block], (unsigned long long)sum);
+        } else if (t.align == 16)
             copy16<AT_ONCE>(to, from, t.bytes, lane);
         else if (t.align == 4)
             copy<uint32_t>(to, from, t.bytes, lane);
@@ -95,12 +145,22 @@ static __device__ __forceinline__ void copy_blocks(const struct job &j)
 /* Pinned memory: a few CTAs fill the bus. */
 extern "C" __global__ void __launch_bounds__(512) fk_copy_direct(const struct job j)
 {
-    copy_blocks<UNROLL, true>(j);
+    copy_blocks<UNROLL, true, false>(j);
+}
+
+extern "C" __global__ void __launch_bounds__(512) fk_sum_direct(const struct job j)
+{
+    copy_blocks<UNROLL, true, true>(j);
 }
 
 /* The ring: many CTAs of one warp, soon over. 32 registers for each thread are what a matrix
  * multiply's CTA of 384 threads with 168 each leaves of a multiprocessor. */
 extern "C" __global__ void __maxnreg__(32) fk_copy_ring(const struct job j)
 {
-    copy_blocks<RING_UNROLL, false>(j);
+    copy_blocks<RING_UNROLL, false, false>(j);
+}
+
+extern "C" __global__ void __maxnreg__(32) fk_sum_ring(const struct job j)
+{
+    copy_blocks<RING_SUM_UNROLL, false, true>(j);
 }
