@@ -103,7 +103,7 @@ struct sim_ssd_slot {
 struct sim_job_use {
     struct fk_job *job;
     uint32_t space, n, ranks_done, min_ok;
-    bool to_engine;
+    bool to_engine, bad;                    /* bad: a rank found wrong bytes in memory */
     uint32_t slots[SIM_MAX_CHAIN * 8], ops[SIM_MAX_CHAIN * 8], blocks[SIM_MAX_CHAIN * 8];
     uint32_t epoch;
 };
@@ -147,7 +147,7 @@ struct sim_done { uint32_t space; struct fk_core_ssd_done done; };
 /* What the core was last called for: says which removals are lawful. */
 enum sim_call { SIM_CALL_MATCH, SIM_CALL_GET, SIM_CALL_PUT, SIM_CALL_PREFETCH, SIM_CALL_CANCEL,
                 SIM_CALL_RESET, SIM_CALL_TICK, SIM_CALL_JOB, SIM_CALL_SSD, SIM_CALL_SSD_BAD,
-                SIM_CALL_DIRS, SIM_CALL_RECOVER, SIM_CALL_RELEASE, SIM_CALL_TAKE };
+                SIM_CALL_DIRS, SIM_CALL_RECOVER, SIM_CALL_RELEASE, SIM_CALL_TAKE, SIM_CALL_JOB_BAD };
 
 struct sim {
     uint64_t seed, rng, step, now, trace;

@@ -81,6 +81,8 @@ static void job_over(struct sim *s, struct sim_agent *a, uint32_t i, uint32_t ok
               (unsigned)(a - s->space[u->space].agent), job->id, ok, job->n, status);
     a->jobs[i] = a->jobs[--a->n];
     u->min_ok = fk_min(u->min_ok, ok);
+    u->bad |= status == -EBADMSG;
+    bool bad = u->bad;
     last = ++u->ranks_done == s->space[u->space].config->ranks;
     if (last) {
         note_whole_puts(s, u);
@@ -88,9 +90,10 @@ static void job_over(struct sim *s, struct sim_agent *a, uint32_t i, uint32_t ok
     }
     sim_mix(s, ok * 1000 + (uint32_t)-status);
     sim_expire_leases(s);
+    s->rough_since_quiet |= bad;
     fk_core_job_done(s->core, job, ok, status, s->now);
     sim_old_instances(s, sp);
-    sim_after(s, SIM_CALL_JOB);
+    sim_after(s, bad ? SIM_CALL_JOB_BAD : SIM_CALL_JOB);
 }
 
 /* Of the space's instance, or of one whose client is gone. */
@@ -130,7 +133,8 @@ static bool agent_take(struct sim *s, struct sim_space *sp, uint32_t rank)
         j->fail_at = 0;
     } else if (s->config.agent_faults && sim_chance(s, 12)) {
         j->fail_at = sim_below(s, job->n);
-        j->status = sim_chance(s, 2) ? -EIO : -EFAULT;
+        /* -EBADMSG: the block's checksum in memory; the core drops that copy. */
+        j->status = sim_chance(s, 2) ? -EIO : job->to_engine ? -EBADMSG : -EFAULT;
     }
     if (s->config.stalls && sim_chance(s, 60))      /* past the deadline, past the grace */
         a->stalled_until = s->now + sim_range(s, 1, (uint32_t)(s->config.core.op_timeout_us +

@@ -179,7 +179,7 @@ static void check_stored(struct sim *s, uint32_t i, enum fk_tier tier)
 static bool removal_may_hit_held(const struct sim *s, enum sim_call call)
 {
     return (s->rough_since_quiet && call == SIM_CALL_TICK) || call == SIM_CALL_RESET ||
-           call == SIM_CALL_SSD_BAD || call == SIM_CALL_DIRS || call == SIM_CALL_RECOVER;
+           call == SIM_CALL_SSD_BAD || call == SIM_CALL_JOB_BAD || call == SIM_CALL_DIRS || call == SIM_CALL_RECOVER;
 }
 
 /* Slots that the namespace holds in the tier, in whatever state: by the index now, by the events
