@@ -140,12 +140,18 @@ static uint64_t ours_both_us(struct bench_job *to, struct bench_job *from)
 
 /* ---- rows ---- */
 
-static int one_way(const struct gpu *g, const struct shape *s, bool to_engine, struct bench_result *out)
+/* sums: with checksums of the blocks (gpu_checksums). */
+static int one_way(const struct gpu *g, const struct shape *s, bool to_engine, bool sums,
+                   struct bench_result *out)
 {
     double ours[RUNS], limit[RUNS];
     struct bench_job j;
     char name[64];
     int rc = open_job(g, s, &j);
+    _Atomic uint64_t *room = sums ? calloc(MAX_BYTES / s->slot, sizeof(*room)) : NULL;
+
+    if (!rc)
+        j.copier->pool.sums = (struct fk_copy_sums){ room, 1 };
 
     for (int i = -1; !rc && i < RUNS; i++) {
         uint64_t l = limit_us(g, s->job, to_engine, !to_engine), o = ours_us(&j, to_engine, NULL);
@@ -157,9 +163,10 @@ static int one_way(const struct gpu *g, const struct shape *s, bool to_engine, s
         }
     }
     close_job(&j);
-    snprintf(name, sizeof(name), "%s_%lluk_s%lluk_%llum", to_engine ? "h2d" : "d2h",
+    free((void *)room);
+    snprintf(name, sizeof(name), "%s_%lluk_s%lluk_%llum%s", to_engine ? "h2d" : "d2h",
              (unsigned long long)(s->piece >> 10), (unsigned long long)(s->slot >> 10),
-             (unsigned long long)(s->job >> 20));
+             (unsigned long long)(s->job >> 20), sums ? "_sums" : "");
     if (!rc)
         *out = bench_summary(name, "GB/s", ours, limit, RUNS);
     return rc;
@@ -301,7 +308,9 @@ int bench_gpu(struct bench_result *out, int max)
     }
     for (size_t i = 0; !rc && i < fk_array_size(shapes) && n + 2 <= max; i++)
         for (int to = 1; !rc && to >= 0; to--)
-            rc = one_way(&g, &shapes[i], to, &out[n++]);
+            rc = one_way(&g, &shapes[i], to, false, &out[n++]);
+    for (int to = 1; !rc && to >= 0 && n + 1 <= max; to--)
+        rc = one_way(&g, &shapes[2], to, true, &out[n++]);
     if (!rc && n + 5 <= max) {
         rc = both_ways(&g, &shapes[2], &out[n++]);
         if (!rc)

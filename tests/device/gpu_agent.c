@@ -3,8 +3,11 @@
  * stream, revoking, a worker killed in the middle, how soon a large pool is used, and the time from a
  * command to its completion. One GPU for each worker, as many as there are (up to 4).
  */
+#include <errno.h>
+#include <poll.h>
 #include <pthread.h>
 #include <signal.h>
+#include <sys/eventfd.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
@@ -38,6 +41,8 @@ static void set(flexkv_config *c, const char *key, const char *value)
 }
 
 
+static const char *more[4];             /* options: name, value */
+
 /* Listening; its space is opened when the agents are on their way. */
 static void open_node(struct gpu_node *g, const char *cpu)
 {
@@ -45,6 +50,8 @@ static void open_node(struct gpu_node *g, const char *cpu)
 
     check(flexkv_config_create(&c));
     set(c, "cpu_cache_gb", cpu);
+    for (int i = 0; i < 4 && more[i]; i += 2)
+        set(c, more[i], more[i + 1]);
     check(flexkv_node_open(c, &g->node));
     flexkv_config_destroy(c);
     check(flexkv_node_listen(g->node, g->address));
@@ -189,6 +196,112 @@ static void test_bytes(struct one *o, bool layered)
     rig_expect_device(&o->r);
     free(was);
     printf("bytes%s: ok\n", layered ? " in layers" : "");
+}
+
+/* ---- layers by eventfds, as SGLang waits for them ---- */
+
+#define COUNTERS 2
+
+static void hand_over(const char *path, int fds[COUNTERS][REGIONS])
+{
+    struct sockaddr_un { sa_family_t family; char path[108]; } a = { AF_UNIX, "" };
+    int32_t header[4] = { 0, 1, REGIONS, COUNTERS };
+    int s = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    char answer = 0;
+
+    snprintf(a.path, sizeof(a.path), "%s", path);
+    MUST(connect(s, (struct sockaddr *)&a, sizeof(a)) == 0);
+    MUST(send(s, header, sizeof(header), 0) == sizeof(header));
+    for (int32_t c = 0; c < COUNTERS; c++) {
+        union { char buf[CMSG_SPACE(sizeof(int) * REGIONS)]; struct cmsghdr align; } control = { 0 };
+        struct iovec v = { &c, sizeof(c) };
+        struct msghdr m = { .msg_iov = &v, .msg_iovlen = 1, .msg_control = control.buf,
+                            .msg_controllen = sizeof(control.buf) };
+        struct cmsghdr *h = CMSG_FIRSTHDR(&m);
+        h->cmsg_level = SOL_SOCKET;
+        h->cmsg_type = SCM_RIGHTS;
+        h->cmsg_len = CMSG_LEN(sizeof(int) * REGIONS);
+        memcpy(CMSG_DATA(h), fds[c], sizeof(int) * REGIONS);
+        MUST(sendmsg(s, &m, 0) == sizeof(c));
+    }
+    MUST(recv(s, &answer, 1, 0) == 1 && answer == 1);
+    close(s);
+}
+
+static int wait_counted(int fd)
+{
+    struct pollfd p = { .fd = fd, .events = POLLIN };
+    uint64_t one;
+
+    MUST(poll(&p, 1, 20000) == 1);
+    return read(fd, &one, sizeof(one)) == sizeof(one) ? 0 : errno;
+}
+
+/* Each layer is read as soon as its eventfd says so; then a load fails, and no layer says anything. */
+static void test_counted(const char *mode, const char *sums)
+{
+    struct one o;
+    int fds[COUNTERS][REGIONS];
+    uint32_t from[100], to[100];
+    char path[100], address[120], *page = malloc(PIECE);
+
+    more[0] = "layerwise_notify_mode"; more[1] = mode;
+    more[2] = "gpu_checksums"; more[3] = sums;
+    open_one(&o, "4");
+    for (int c = 0; c < COUNTERS; c++)
+        for (uint32_t i = 0; i < REGIONS; i++)
+            MUST((fds[c][i] = eventfd(0, EFD_SEMAPHORE | EFD_NONBLOCK)) >= 0);
+    snprintf(path, sizeof(path), "/tmp/flexkv-gpu-layers-%d.sock", (int)getpid());
+    snprintf(address, sizeof(address), "ipc://%s", path);
+    check(flexkv_agent_serve_layers(o.agent, address));
+    hand_over(path, fds);
+    for (uint32_t i = 0; i < 100; i++) {
+        from[i] = i;
+        to[i] = 255 - i;
+    }
+    rig_fill(&o.r, 60);
+    MUST(wait_for(&o.g, put(&o.g, 60, 100, from)).blocks_ok == 100);
+    uint64_t op = 0;
+    for (uint32_t round = 0; round < 6; round++) {
+        flexkv_key keys[PAGES];
+        flexkv_op_args a = { .struct_bytes = sizeof(a), .pages = to, .flags = FLEXKV_OP_LAYERWISE,
+                             .counter = 1 + round % COUNTERS };
+        flexkv_match_result m;
+        keys_of(&o.g, 60, 100, keys);
+        for (uint32_t i = 0; i < 100; i++)          /* what was loaded before goes */
+            for (uint32_t k = 0; k < REGIONS && i >= 99; k++)
+                MUST(cu->MemcpyHtoD(o.r.device + ((uint64_t)k * PAGES + to[i]) * PIECE, o.r.image + 7, PIECE) == CU_OK);
+        check(flexkv_match(o.g.ns, keys, 100, &m));
+        check(flexkv_get(o.g.node, m.lease, 0, 100, &a, &op));
+        for (uint32_t k = 0; k < REGIONS; k++) {
+            MUST(wait_counted(fds[round % COUNTERS][k]) == 0);
+            MUST(cu->MemcpyDtoH(page, o.r.device + ((uint64_t)k * PAGES + to[99]) * PIECE, PIECE) == CU_OK);
+            MUST(memcmp(page, o.r.image + ((uint64_t)k * PAGES + from[99]) * PIECE, PIECE) == 0);
+        }
+        MUST(wait_for(&o.g, op).blocks_ok == 100);
+    }
+    for (uint64_t generation = 1; generation < 16; generation++) {
+        uint64_t ops[64];
+        for (uint64_t i = 0; i < 64; i++)
+            ops[i] = (((op >> 32) + generation) << 32) | i;
+        check(flexkv_agent_revoke(o.agent, ops, 64, 1000));
+    }
+    flexkv_key keys[PAGES];
+    flexkv_op_args a = { .struct_bytes = sizeof(a), .pages = to, .flags = FLEXKV_OP_LAYERWISE, .counter = 1 };
+    flexkv_match_result m;
+    keys_of(&o.g, 60, 100, keys);
+    check(flexkv_match(o.g.ns, keys, 100, &m));
+    check(flexkv_get(o.g.node, m.lease, 0, 100, &a, &op));
+    MUST(wait_for(&o.g, op).status == -ECANCELED);
+    for (int c = 0; c < COUNTERS; c++)
+        for (uint32_t k = 0; k < REGIONS; k++) {
+            MUST(wait_counted(fds[c][k]) == EIO);
+            close(fds[c][k]);
+        }
+    close_one(&o);
+    memset(more, 0, sizeof(more));
+    free(page);
+    printf("layers by eventfds, %s, checksums %s: ok\n", mode, sums);
 }
 
 /* After a revoke nothing is written, whatever the node goes on to say. */
@@ -355,6 +468,9 @@ int main(int argc, char **argv)
     show_latency(&o, 500);
     show_latency(&o, 5000);
     close_one(&o);
+    test_counted("hostfunc", "0");
+    test_counted("polling", "0");
+    test_counted("hostfunc", "1");
     if (large)
         show_start(large);
     printf("gpu_agent: passed\n");
