@@ -8,6 +8,7 @@
 #define FK_CLI_CMD_H
 
 int cmd_bench(int argc, char **argv);
+int cmd_cluster(int argc, char **argv);
 int cmd_config(int argc, char **argv);
 int cmd_events(int argc, char **argv);
 int cmd_fsck(int argc, char **argv);

@@ -17,6 +17,7 @@ static const struct {
     { "replay", cmd_replay, "drive a node with a request trace, check every byte" },
     { "bench", cmd_bench, "measure index, hash, copy and SSD against their limits" },
     { "events", cmd_events, "look at streams of KV events, check, record, merge them" },
+    { "cluster", cmd_cluster, "show a cluster's members, measure its Redis" },
     { "config", cmd_config, "show every option's effective value and its source" },
     { "fsck", cmd_fsck, "check and repair an SSD store off line" },
 };
