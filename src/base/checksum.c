@@ -7,3 +7,11 @@ uint64_t fk_checksum(uint64_t seed, const void *data, size_t bytes)
 {
     return crc64_ecma_refl(seed, data, bytes);
 }
+
+uint64_t fk_block_checksum(struct fk_key key, const void *data, size_t bytes)
+{
+    uint64_t seed = key.lo ^ (key.hi << 32 | key.hi >> 32);
+    uint64_t sum = fk_checksum(seed, data, bytes);
+
+    return sum ? sum : 1;
+}

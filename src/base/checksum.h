@@ -5,6 +5,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "base/key.h"
+
 /*
  * CRC-64 (ECMA-182, reflected; isa-l, carry-less multiply) of bytes, chained from seed.
  * 64 bits for the price of 32: measured the same as CRC32C on the machines we know.
@@ -12,5 +14,8 @@
  * intact, do not verify.
  */
 uint64_t fk_checksum(uint64_t seed, const void *data, size_t bytes);
+
+/* Of a block, bound to its key; never 0. In SSD records, and between nodes. */
+uint64_t fk_block_checksum(struct fk_key key, const void *data, size_t bytes);
 
 #endif

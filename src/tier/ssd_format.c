@@ -166,8 +166,5 @@ enum ssd_record_state ssd_record_check(const struct ssd_record *r, uint32_t seed
 
 uint64_t ssd_data_checksum(struct fk_key key, const void *data, uint64_t bytes)
 {
-    uint64_t seed = key.lo ^ (key.hi << 32 | key.hi >> 32);
-    uint64_t sum = fk_checksum(seed, data, bytes);
-
-    return sum ? sum : 1;
+    return fk_block_checksum(key, data, bytes);
 }

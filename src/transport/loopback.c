@@ -1,0 +1,162 @@
+/* loopback.c - see loopback.h. */
+#include "transport/loopback.h"
+
+#include <stdio.h>
+
+#include "transport/endpoint.h"
+
+struct fk_loopback_hub {
+    uint64_t latency_us;
+    fk_loopback_fault_fn *fault;
+    void *ctx;
+    FK_VEC(struct fk_transport *) members;
+};
+
+struct loopback {
+    struct fk_loopback_hub *hub;
+    uint64_t n_sent;
+    bool listens;
+};
+
+/* What a read's words hold: when it is due; its fault and, so that ties keep their order, its number. */
+enum { DROP = 1, CORRUPT = 2, REFUSE = 4, FLAGS = 7 };
+
+struct fk_loopback_hub *fk_loopback_hub_create(uint64_t latency_us, fk_loopback_fault_fn *fault, void *ctx)
+{
+    struct fk_loopback_hub *h = calloc(1, sizeof(*h));
+
+    if (h)
+        *h = (struct fk_loopback_hub){ .latency_us = latency_us, .fault = fault, .ctx = ctx };
+    return h;
+}
+
+void fk_loopback_hub_destroy(struct fk_loopback_hub *h)
+{
+    if (h)
+        fk_vec_free(&h->members);
+    free(h);
+}
+
+static struct fk_transport *find(const struct fk_loopback_hub *h, const char *address)
+{
+    for (size_t i = 0; i < h->members.len; i++) {
+        const struct loopback *l = h->members.data[i]->priv;
+        if (l->listens && strcmp(h->members.data[i]->address, address) == 0)
+            return h->members.data[i];
+    }
+    return NULL;
+}
+
+static int loopback_open(struct fk_transport *t, const struct fk_transport_params *p, char *error, size_t bytes)
+{
+    if (!p->hub)
+        return fk_transport_fail(error, bytes, -EINVAL, "transport loopback: it needs a hub");
+    if (p->listen && (strlen(p->listen) >= sizeof(t->address) || find(p->hub, p->listen)))
+        return fk_transport_fail(error, bytes, -EADDRINUSE, "transport loopback: \"%.100s\" is too long or taken",
+                                 p->listen);
+    struct loopback *l = calloc(1, sizeof(*l));
+    if (!l || fk_vec_push(&p->hub->members, t)) {
+        free(l);
+        return fk_transport_fail(error, bytes, -ENOMEM, "transport loopback: no memory");
+    }
+    l->hub = p->hub;
+    l->listens = p->listen != NULL;
+    snprintf(t->address, sizeof(t->address), "%s", p->listen ? p->listen : "");
+    t->priv = l;
+    return 0;
+}
+
+static void loopback_close(struct fk_transport *t)
+{
+    struct loopback *l = t->priv;
+
+    for (size_t i = 0; i < l->hub->members.len; i++)
+        if (l->hub->members.data[i] == t)
+            l->hub->members.data[i] = l->hub->members.data[--l->hub->members.len];
+    free(l);
+}
+
+static void loopback_pump(struct fk_transport *t, struct fk_peer *p)
+{
+    struct loopback *l = t->priv;
+    struct fk_op *op;
+
+    while ((op = fk_op_next(t, p, NULL))) {
+        struct fk_loopback_fault f = { 0 };
+        if (l->hub->fault)
+            l->hub->fault(l->hub->ctx, p->address, &op->r, &f);
+        op->word[0] = t->now_us + l->hub->latency_us + f.delay_us;
+        if (f.drop)
+            op->word[0] = op->deadline_us + f.delay_us;
+        op->word[1] = ++l->n_sent << 3 | (f.drop ? DROP : 0) | (f.corrupt ? CORRUPT : 0) |
+                      (f.refuse ? REFUSE : 0);
+    }
+}
+
+static void serve(struct fk_transport *t, struct fk_op *op)
+{
+    struct loopback *l = t->priv;
+    struct fk_transport *owner = find(l->hub, op->peer->address);
+    struct fk_grant g;
+
+    if (op->word[1] & (DROP | REFUSE) || !owner) {
+        fk_op_end(t, op, op->word[1] & DROP ? -ETIMEDOUT : owner ? -ECONNRESET : -ECONNREFUSED);
+        return;
+    }
+    int rc = fk_grant_take(owner, &op->r.block, &g);
+    if (rc) {
+        fk_op_end(t, op, rc);
+        return;
+    }
+    fk_grant_checksum(&g, op->r.block.key);
+    memcpy(op->r.buffer, g.data, g.bytes);
+    if (op->word[1] & CORRUPT)
+        ((unsigned char *)op->r.buffer)[op->word[1] % g.bytes] ^= 0x10;
+    rc = fk_grant_release(owner, &op->r.block, &g);
+    if (rc)
+        fk_op_end(t, op, rc);
+    else
+        fk_op_arrived(t, op, g.checksum);
+}
+
+static struct fk_op *first_of(struct fk_op_list *list, struct fk_op *best)
+{
+    for (struct fk_op *op = list->head; op; op = op->next)
+        if (!best || op->word[0] < best->word[0] ||
+            (op->word[0] == best->word[0] && op->word[1] < best->word[1]))
+            best = op;
+    return best;
+}
+
+static uint64_t loopback_tick(struct fk_transport *t, uint64_t now)
+{
+    for (;;) {
+        struct fk_op *best = NULL;
+        for (size_t i = 0; i < t->peers.len; i++) {
+            best = first_of(&t->peers.data[i]->sent, best);
+            best = first_of(&t->peers.data[i]->late, best);
+        }
+        if (!best || best->word[0] > now)
+            return best ? best->word[0] : UINT64_MAX;
+        struct fk_peer *p = best->peer;
+        serve(t, best);
+        if (p->queued.head)
+            loopback_pump(t, p);
+    }
+}
+
+static void loopback_expire(struct fk_transport *t, struct fk_op *op)
+{
+    fk_op_late(t, op);
+}
+
+static void loopback_drop(struct fk_transport *t, struct fk_peer *p)
+{
+    fk_channel_end(t, p, NULL, -ECANCELED);
+}
+
+const struct fk_transport_ops fk_transport_loopback = {
+    .name = "loopback", .help = "in one process, simulated", .stepped = true,
+    .open = loopback_open, .close = loopback_close, .pump = loopback_pump, .expire = loopback_expire,
+    .drop = loopback_drop, .tick = loopback_tick,
+};
