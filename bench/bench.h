@@ -26,6 +26,7 @@ int bench_gpu(struct bench_result *out, int max);
 int bench_publish(struct bench_result *out, int max);
 int bench_ssd(const char *dir, struct bench_result *out, int max);
 int bench_recover(const char *dir, struct bench_result *out, int max);
+int bench_transport(struct bench_result *out, int max);         /* forks: alone in its process */
 
 /* bench.c: one result from n pairs. The ratio is ours / limit: for times, less is
  * better; for rates, more. */

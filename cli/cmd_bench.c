@@ -43,14 +43,17 @@ static const struct {
     { "gpu", bench_gpu, "engine pages in GPU memory <-> cpu slots; needs a GPU" },
     { "ssd", run_ssd, "the SSD tier against a bare io_uring loop on the same files" },
     { "recover", run_recover, "a store of a million slots after a restart" },
+#ifdef FK_HAVE_FABRIC
+    { "transport", bench_transport, "reads from a peer over loopback TCP, against the bare library and socket" },
+#endif
 };
 
 static void usage(FILE *out)
 {
     fprintf(out, "usage: flexkv bench [--json] [--ssd-dir DIR] GROUP...\n\ngroups:\n");
     for (size_t i = 0; i < fk_array_size(groups); i++)
-        fprintf(out, "  %-7s  %s\n", groups[i].name, groups[i].help);
-    fprintf(out, "  all      all of them\n\n"
+        fprintf(out, "  %-9s  %s\n", groups[i].name, groups[i].help);
+    fprintf(out, "  all        all of them\n\n"
             "Ours and the limit are measured in alternation; the ratio is the median of the\n"
             "pairs' ratios, spread is (9th decile - 1st) / median of them. us, ns: less is better;\n"
             "GB/s, M blk/s: more. --ssd-dir names where the files are put (default: here; 4 GiB).\n");
