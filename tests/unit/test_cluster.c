@@ -302,8 +302,8 @@ static void here_and_there_make_one_prefix(void **state)
 
 static void names_that_cannot_be_are_refused(void **state)
 {
-    static const char *const bad[] = { "", "a b", "a@b", "a{b", "0123456789012345678901234567890123456789"
-                                                                "012345678901234567890123" };
+    static const char *const bad[] = { "", "a b", "a@b", "a{b", ("0123456789012345678901234567890123456789"
+                                                                 "012345678901234567890123") };
     struct fk_cluster *c;
 
     fk_log_set_level(FK_LOG_OFF);
