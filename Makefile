@@ -8,7 +8,7 @@
 BUILD ?= build
 MESON := $(shell command -v /usr/bin/meson || command -v meson || echo meson)
 
-.PHONY: all deps demo demo-dynamo demo-replay test test-engine fuzz soak soak-engine bench bench-engine clean install help
+.PHONY: all deps demo demo-dynamo demo-replay test test-engine fuzz soak soak-engine bench bench-engine bench-routing clean install help
 
 all: | $(BUILD)/build.ninja
 	@ninja -C $(BUILD)
@@ -48,6 +48,9 @@ fuzz:                   ## every fuzz target for FUZZ_SECONDS (60)
 bench-engine:           ## the real vLLM: time to first token, cost of new prompts, of a request, memory
 	@tools/install-deps --engine
 	@p=$$(tools/engine-env) && d=$$(tools/engine-env --package) && PYTHONPATH=$$d $$p bench/engine.py
+
+bench-routing:          ## Dynamo's router, four workers, the whole conversation trace; FlexKV on and off, no engine
+	@examples/dynamo/routing.sh $(DYNAMO_ARGS)
 
 soak-engine:            ## the real vLLM under load, its processes killed or stopped at random, 50 rounds
 	@tools/install-deps --engine
