@@ -28,7 +28,7 @@ import time
 from pathlib import Path
 
 from deployment import MODEL, Child, Deployment, Options, Trouble, ended_by_signals, marked
-from routing_worker import block_tokens
+from routing_worker import MOST_BLOCKS, block_tokens
 from scale_trace import BLOCK as TRACE_BLOCK
 from scale_trace import read
 
@@ -53,12 +53,12 @@ def arguments(given=None):
     parser = argparse.ArgumentParser(description=__doc__, prog="routing.sh",
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trace", default=str(ROOT / "traces/conversation_trace.jsonl.gz"))
-    parser.add_argument("--requests", type=int, default=0, help="the first so many; 0: all")
-    parser.add_argument("--every", type=int, default=1, help="each n-th request, n times as fast")
+    parser.add_argument("--requests", type=int, default=0, help="only the first so many of them; 0: all")
+    parser.add_argument("--every", type=int, default=1, help="each n-th request, in an n-th of the time")
     parser.add_argument("--workers", type=int, default=4)
-    parser.add_argument("--gpu", type=int, default=600, help="blocks of 512 tokens of each worker")
-    parser.add_argument("--cpu", type=int, default=1500)
-    parser.add_argument("--ssd", type=int, default=12000)
+    parser.add_argument("--gpu", type=int, default=600, help="blocks of 512 tokens on the GPUs of each worker")
+    parser.add_argument("--cpu", type=int, default=1500, help="in its CPU tier")
+    parser.add_argument("--ssd", type=int, default=12000, help="in its SSD tier")
     parser.add_argument("--block", type=int, default=TRACE_BLOCK,
                         help="tokens of a block in what is sent; a smaller one is quicker")
     parser.add_argument("--rows", default=ROWS)
@@ -70,7 +70,8 @@ def arguments(given=None):
     if not 2 <= args.block <= TRACE_BLOCK:
         parser.error(f"--block is 2 to {TRACE_BLOCK}: a block's number is in its first two tokens")
     for name in args.rows.split(","):
-        if name.partition("+")[0] not in ("kv", "round-robin", "random") or name.partition("+")[2] not in ("", "flexkv"):
+        router, _, store = name.partition("+")
+        if router not in ("kv", "round-robin", "random") or store not in ("", "flexkv"):
             parser.error(f"--rows: {name}: kv, round-robin or random, with +flexkv or without")
     return args
 
@@ -86,6 +87,8 @@ class Request:
         self.more = math.ceil((self.tokens + self.answer) / TRACE_BLOCK) - self.whole
         rest = self.tokens % TRACE_BLOCK
         ids = line["hash_ids"]
+        if len(ids) * TRACE_BLOCK < self.tokens or not 0 <= min(ids) <= max(ids) < MOST_BLOCKS:
+            raise ValueError(f"hash_ids of the request at {line['timestamp']} ms do not fit")
         self.block, self.ids = block, ids[:self.whole]
         # Never a whole block: that would be another prompt's.
         self.end = block_tokens(ids[-1], block)[:max(1, rest * block // TRACE_BLOCK)] if rest else []
@@ -102,9 +105,11 @@ class Request:
 
 
 def requests_of(args):
-    lines = list(read(args.trace))[::args.every]
-    requests = [Request(line, args.every, args.block)
-                for line in lines[:args.requests or None] if line["input_length"] > 0]
+    try:
+        lines = list(read(args.trace))[::args.every][:args.requests or None]
+        requests = [Request(line, args.every, args.block) for line in lines if line["input_length"] > 0]
+    except (OSError, EOFError, ValueError, KeyError, TypeError, IndexError) as e:
+        raise Trouble(f"{args.trace}: no trace that can be played: {type(e).__name__}: {e}") from None
     if not requests:
         raise Trouble(f"{args.trace}: no request is left")
     room = max(r.whole + r.more for r in requests)
@@ -123,6 +128,10 @@ class Routing(Deployment):
         self.args = args
         self.idle = []          # connections to the front end
         self.at = {}
+
+    def environment(self, extra):
+        """A line of log for each request would be half of the work."""
+        return super().environment(extra) | {"DYN_LOG": "warn"}
 
     def _start_workers(self):
         for number in range(self.options.workers):
@@ -242,7 +251,10 @@ class Play:
             now, _, what, r = heapq.heappop(self.events)
             if time.monotonic() > self.deadline:
                 raise Trouble("the time for a row is over: --seconds, --requests")
-            (self.arrives, self.has_first, self.ends)[what](now, r)
+            try:
+                (self.arrives, self.has_first, self.ends)[what](now, r)
+            except (OSError, http.client.HTTPException) as e:
+                raise Trouble(f"the front end does not answer: {e!r}\n{self.d.frontend.tail()}") from None
 
     def arrives(self, now, r):
         self.d.send(r)
@@ -312,7 +324,8 @@ def show(f):
           f"{' '.join(map(str, f['per_worker']))}   ({f['wall_s']:.0f} s)", flush=True)
     said = []
     if f["row"].startswith("kv"):
-        said.append(f"the router's credit was what had been announced for {f['credit_as_announced']} of {f['requests']}")
+        said.append("the router's credit was what had been announced for "
+                    f"{f['credit_as_announced']} of {f['requests']}")
     if f["row"].endswith("+flexkv"):
         said.append(f"announced in FlexKV when prefills began {f['announced']} tokens, loaded "
                     f"{f['tokens']['cpu'] + f['tokens']['ssd']}; blocks not stored {f['dropped']}")

@@ -32,6 +32,7 @@ from flexkv.integration.vllm.versions import EventMaker
 
 PAGE = 4096                     # bytes of a block: as small as the disk takes them
 FIRST_TOKEN, DIGIT = 300, 1024  # a block's id is in its first two tokens
+MOST_BLOCKS = DIGIT * DIGIT     # the model's vocabulary has them
 FILLING = [FIRST_TOKEN + i % DIGIT for i in range(2 * DIGIT)]
 IO_MS = 20000
 
