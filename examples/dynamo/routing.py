@@ -5,8 +5,7 @@ conversation trace, with FlexKV and without. Called by routing.sh.
 Real are the front end and its router, the workers' runtime and relays of events, FlexKV's nodes with
 their CPU tier and SSD, every lookup, load, store, eviction and event. Not there are engine and clock:
 time is the trace's, and what takes time takes what MODEL_SPEED says. So hits and the router's choices are
-measured, times are modelled, and an hour of traffic is played in minutes whatever else the machine
-does.
+measured, times are modelled, and an hour of traffic is played in minutes, also on a busy machine.
 
 A worker is: one prefill at a time in order of arrival, each once its blocks have room on the GPU
 (first what is loaded, then the rest of the prompt), any number of answers at once. Prompts
