@@ -88,7 +88,7 @@ def _wait(what: Callable[[], bool], message: str, pause: float = 0.001) -> None:
 def module(address: str | None, block: int, rounds: int, blocks: int) -> Samples:
     import python_api
     n = TOKENS // block
-    rig = python_api.Rig(address, block, n, blocks // n - 2)
+    rig = python_api.Rig(address, block, n, blocks // n - 2, events=False)
     rng = random.Random(block)
     try:
         python_api.measure(rig, WARM_UP, rng)
