@@ -146,11 +146,11 @@ static int mooncake_publish(struct fk_transport *t)
 
 /* ---- asking who the peer is ---- */
 
-static int ask_p2p(struct fk_moon_lane *l)
+int fk_moon_put_segment(struct fk_mooncake *m, struct fk_stream *stream)
 {
-    fk_autofree char *text = fk_moon_own_segment(l->m);
+    fk_autofree char *text = fk_moon_own_segment(m);
     size_t n = text ? strlen(text) : 0;
-    uint8_t *p = text ? fk_stream_room(&l->stream, FK_MOON_MESSAGE_HEAD + n) : NULL;
+    uint8_t *p = text ? fk_stream_room(stream, FK_MOON_MESSAGE_HEAD + n) : NULL;
 
     if (!p)
         return -ENOMEM;
@@ -432,7 +432,7 @@ static void mooncake_pump(struct fk_transport *t, struct fk_peer *p)
         t->delta.connections++;
         rc = lane_connect(l, m->meta_host[0] ? m->meta_host : p->address, LANE_ASKING);
         if (!rc)
-            rc = m->meta_host[0] ? ask_http(l) : ask_p2p(l);
+            rc = m->meta_host[0] ? ask_http(l) : fk_moon_put_segment(l->m, &l->stream);
     } else if (l->stage == LANE_OPEN) {
         rc = send_reads(l);
     }

@@ -29,6 +29,8 @@ struct fk_mooncake {
 
 /* Our segment's descriptor; malloc'd. */
 char *fk_moon_own_segment(struct fk_mooncake *m);
+/* The message that carries it, which asks and which answers, goes to what the stream has to send. */
+int fk_moon_put_segment(struct fk_mooncake *m, struct fk_stream *stream);
 
 int fk_moon_listen(struct fk_mooncake *m, const char *address, char *error, size_t bytes);
 void fk_moon_server_close(struct fk_mooncake *m, struct fk_moon_server *s);

@@ -209,15 +209,9 @@ static int handshake_turn(struct fk_moon_server *s)
         return whole < 0 ? whole : rc;
     if (type != FK_MOON_METADATA)       /* RDMA's connecting, notifications, probes: not with us */
         return -EPROTO;
-    fk_autofree char *text = fk_moon_own_segment(s->m);
-    size_t bytes = text ? strlen(text) : 0;
-    uint8_t *p = text ? fk_stream_room(&s->stream, FK_MOON_MESSAGE_HEAD + bytes) : NULL;
-    if (!p)
-        return -ENOMEM;
-    uint64_t le = htole64(bytes + 1);
-    memcpy(p, &le, sizeof(le));
-    p[8] = FK_MOON_METADATA;
-    memcpy(p + FK_MOON_MESSAGE_HEAD, text, bytes);
+    rc = fk_moon_put_segment(s->m, &s->stream);
+    if (rc)
+        return rc;
     s->ending = true;
     rc = fk_stream_flush(&s->stream);
     return rc ? rc : -ESHUTDOWN;
