@@ -300,4 +300,20 @@ static inline void wait_written(flexkv_node *node)
     assert_int_equal(stats_of(node).write_backlog_blocks, 0);
 }
 
+/* Of tests that keep blocks on SSD: two directories, and options beside the usual ones. */
+#define MORE(...) ((const char *const[]){ __VA_ARGS__, NULL })
+
+static inline void make_dirs(struct api *a)
+{
+    memset(a, 0, sizeof(*a));
+    for (int i = 0; i < 2; i++)
+        make_dir(a->dir[i], sizeof(a->dir[i]));
+}
+
+static inline void remove_dirs(struct api *a)
+{
+    for (int i = 0; i < 2; i++)
+        remove_dir(a->dir[i]);
+}
+
 #endif

@@ -21,20 +21,6 @@ static const char **options_for(const struct api *a, int n_dirs, const char *con
     list[n] = NULL;
     return list;
 }
-#define MORE(...) ((const char *const[]){ __VA_ARGS__, NULL })
-
-static void make_dirs(struct api *a)
-{
-    memset(a, 0, sizeof(*a));
-    for (int i = 0; i < 2; i++)
-        make_dir(a->dir[i], sizeof(a->dir[i]));
-}
-
-static void remove_dirs(struct api *a)
-{
-    for (int i = 0; i < 2; i++)
-        remove_dir(a->dir[i]);
-}
 
 static void store_chains(struct api *a, uint32_t first, uint32_t n, uint32_t len)
 {
