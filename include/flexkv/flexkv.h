@@ -272,6 +272,7 @@ typedef struct flexkv_match_result {
     uint32_t blocks;              /* leading blocks that are known */
     uint32_t cpu_blocks;          /* of these: in the cpu tier */
     uint32_t ssd_blocks;          /* of these: on SSD only */
+    uint32_t peer_blocks;         /* of these: on other nodes, or in a shared store, only */
 } flexkv_match_result;
 
 /*

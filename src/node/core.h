@@ -8,6 +8,7 @@
  *                     |
  *               +-----v------+   copy jobs  --> agents (one per worker)--> fk_core_job_done
  *               |    core    |   ssd requests -> ssd tier              --> fk_core_ssd_done
+ *               |            |   fetches      -> peers, shared store   --> fk_core_fetch_done
  *               +-----+------+   completions -> the caller's poll
  *                     |          events      -> publisher
  *                  tick(now)     deadlines, leases, watermarks, sweeps
@@ -165,6 +166,42 @@ void fk_core_ssd_done(struct fk_core *core, const struct fk_core_ssd_done *done,
 /* Directories that are out of use: their blocks are not seen, their slots not given out. */
 void fk_core_ssd_dirs_out(struct fk_core *core, uint32_t space, uint32_t mask);
 
+/* ---- elsewhere: blocks that others have (peers, a shared store). The core knows how many can be had,
+ * not where: the shell finds that out when it carries a fetch out, so it is never stale. ---- */
+/* From now on a block that is not here may be asked for elsewhere. */
+void fk_core_space_elsewhere(struct fk_core *core, uint32_t space);
+/* How many leading keys can be had here. bits (may be NULL; (n + 63) / 64 words): bit i, beyond them, says
+ * that keys[i] can. */
+uint32_t fk_core_here(const struct fk_core *core, uint32_t instance, const struct fk_key *keys, uint32_t n,
+                      uint64_t *bits);
+/* Right after fk_core_match of the same keys: `reach` leading ones can be had, if others are asked for
+ * those that are not here. *out and its lease grow by as many as are worth it; new blocks count to the group. */
+void fk_core_match_extend(struct fk_core *core, uint32_t instance, uint32_t group,
+                          const struct fk_key *keys, uint32_t reach, uint64_t now_us,
+                          struct flexkv_match_result *out);
+struct fk_core_fetch {
+    uint64_t id;                    /* to be answered by fk_core_fetch_done */
+    uint32_t space, cpu_slot;       /* where the bytes are to go */
+    struct fk_key key;
+    bool urgent;                    /* a get waits for it, not only a prefetch */
+};
+uint32_t fk_core_take_fetches(struct fk_core *core, struct fk_core_fetch *out, uint32_t max);
+/* 0: the bytes are in place, and are that block's. busy: failed, but something may still write to the
+ * slot: fk_core_fetch_released follows. */
+struct fk_core_fetch_done { uint64_t id; int32_t status; bool busy; };
+void fk_core_fetch_done(struct fk_core *core, const struct fk_core_fetch_done *done, uint32_t n,
+                        uint64_t now_us);
+void fk_core_fetch_released(struct fk_core *core, uint64_t id, uint64_t now_us);
+/* Does anybody still wait for it? A fetch that failed at one place may be tried at another. */
+bool fk_core_fetch_wanted(const struct fk_core *core, uint64_t id);
+/* The block's copy in the tier, for somebody else to read: pinned until fk_core_loan_end. -ENOENT: not READY
+ * there; -EAGAIN: too many hold it. */
+int fk_core_lend(struct fk_core *core, uint32_t space, struct fk_key key, enum fk_tier tier,
+                 uint32_t *slot, uint32_t *loan);
+/* Is the copy what it was when it was lent? (A reset or fault may have come in between.) */
+bool fk_core_loan_good(const struct fk_core *core, uint32_t loan, enum fk_tier tier);
+void fk_core_loan_end(struct fk_core *core, uint32_t loan);
+
 /* ---- what comes out ---- */
 uint32_t fk_core_take_completions(struct fk_core *core, struct flexkv_completion *out, uint32_t max);
 /* Per block and tier stored and removed alternate; stored comes after the bytes are in place,
@@ -196,14 +233,14 @@ uint64_t fk_core_next_wakeup(const struct fk_core *core);       /* UINT64_MAX: n
 
 /* What a block takes, in microseconds; 0: not known. A match is cut to what is loaded sooner than
  * computed. */
-struct fk_core_costs { double copy_us, ssd_us, compute_us; };
+struct fk_core_costs { double copy_us, ssd_us, fetch_us, compute_us; };
 void fk_core_set_costs(struct fk_core *core, uint32_t space, const struct fk_core_costs *costs);
 /* Blocks of the space on their way from SSD. */
 uint32_t fk_core_reads(const struct fk_core *core, uint32_t space);
 
 /* What waits in the queues: lets a shell decide whom to wake. */
 struct fk_core_work {
-    bool jobs, ssd, completions, events;
+    bool jobs, ssd, fetches, completions, events;
     uint32_t cancels;               /* how many jobs were cancelled so far: has it grown? */
 };
 struct fk_core_work fk_core_work(const struct fk_core *core);
