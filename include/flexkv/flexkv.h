@@ -425,6 +425,8 @@ typedef struct flexkv_stats {
     uint64_t declined_blocks;     /* known, but computing them is faster */
     uint64_t events, events_taken; /* KV events that happened; that all subscribers took */
     uint64_t event_resyncs;       /* subscribers that had fallen behind and looked anew */
+    flexkv_tier_stats peer;       /* other nodes and shared stores; slots: 0; stored: fetched from there; bytes_read
+                                     from others, bytes_written by others */
 } flexkv_stats;
 
 /* Counters since open. Sums over all spaces. */

@@ -73,6 +73,11 @@ static int grow(struct fk_index *ix, uint64_t n)
     return fk_table_resize(ix, (uint32_t)total);
 }
 
+int fk_index_reserve(struct fk_index *ix, uint32_t n)
+{
+    return grow(ix, n);
+}
+
 int fk_index_space_add(struct fk_index *ix, const uint32_t slots[FK_TIERS], uint32_t stripe,
                        uint32_t dirs, uint32_t *space)
 {

@@ -133,6 +133,8 @@ void fk_index_fini(struct fk_index *ix);
 /* Adds room for the space's slots. Moves memory: pointers to entries end here. */
 int fk_index_space_add(struct fk_index *ix, const uint32_t slots[FK_TIERS], uint32_t stripe,
                        uint32_t dirs, uint32_t *space);
+/* Room for n more entries than there are slots: of blocks that are yet to come. Moves memory, too. */
+int fk_index_reserve(struct fk_index *ix, uint32_t n);
 int fk_index_group_add(struct fk_index *ix, uint32_t space, const uint32_t max[FK_TIERS],
                        const uint32_t guaranteed[FK_TIERS], uint32_t *group);
 

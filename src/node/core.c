@@ -58,8 +58,9 @@ void fk_core_destroy(struct fk_core *core)
     fk_vec_free(&core->touched);
     fk_vec_free(&core->scratch);
     fk_vec_free(&core->to_write);
-    fk_vec_free(&core->reads_high.v);
-    fk_vec_free(&core->reads_low.v);
+    for (int from = 0; from < FILL_SOURCES; from++)
+        for (int high = 0; high < 2; high++)
+            fk_vec_free(&core->fill_queue[from][high].v);
     fk_vec_free(&core->writes.v);
     fk_vec_free(&core->completions.v);
     fk_index_fini(&core->ix);
@@ -229,8 +230,8 @@ struct fk_core_work fk_core_work(const struct fk_core *core)
 {
     return (struct fk_core_work){
         .jobs = core->n_jobs_queued != 0,
-        .ssd = !fifo_empty(&core->reads_high) || !fifo_empty(&core->reads_low) ||
-               !fifo_empty(&core->writes),
+        .ssd = core_fills_queued(core, FILL_SSD) || !fifo_empty(&core->writes),
+        .fetches = core_fills_queued(core, FILL_ELSEWHERE),
         .completions = !fifo_empty(&core->completions),
         .events = core->ix.events.len != 0 || core->ix.events_lost,
         .cancels = core->n_cancels,
@@ -244,7 +245,7 @@ void fk_core_set_costs(struct fk_core *core, uint32_t space, const struct fk_cor
 
 uint32_t fk_core_reads(const struct fk_core *core, uint32_t space)
 {
-    return core->spaces[space].n_fills;
+    return core->spaces[space].n_fills[FILL_SSD];
 }
 
 void fk_core_ssd_dirs_out(struct fk_core *core, uint32_t space, uint32_t mask)
@@ -320,7 +321,7 @@ const char *fk_core_check(const struct fk_core *core)
 
     if (w)
         return w;
-    uint64_t pins = 0, held = 0;
+    uint64_t pins = 0, held = core->n_loans;
     for (uint32_t i = 0; i < core->ix.n_entries_used; i++)
         if (core->ix.entries[i].state & FK_ENTRY_USED)
             pins += core->ix.entries[i].pins;

@@ -46,6 +46,7 @@ struct fk_core_params {
     uint64_t lease_timeout_us;
     uint64_t cancel_grace_us;       /* how long an agent may take to confirm a cancelled job */
     uint32_t read_window_blocks;    /* SSD reads in flight per get; 0: 64 */
+    bool copies_go_first;           /* what was fetched elsewhere is evicted first, until it is used again */
     bool events;                    /* keep an event queue (fk_core_take_events) */
     uint64_t seed;                  /* of the policies' sampling */
 };
@@ -116,6 +117,8 @@ struct fk_core_op_args {
     uint32_t counter;               /* handed on to the agents */
     uint32_t *slots;                /* of a put, optional, one per block: the cpu slot that it was
                                        given, FK_NONE: none. Written by the call */
+    uint32_t reach, group;          /* of a prefetch: so many leading keys can be had, here or elsewhere; new
+                                       blocks count to the group */
 };
 int fk_core_get(struct fk_core *core, uint64_t lease, uint32_t first, uint32_t n,
                 const struct fk_core_op_args *args, uint64_t now_us, uint64_t *op);
@@ -168,11 +171,11 @@ void fk_core_ssd_dirs_out(struct fk_core *core, uint32_t space, uint32_t mask);
 
 /* ---- elsewhere: blocks that others have (peers, a shared store). The core knows how many can be had,
  * not where: the shell finds that out when it carries a fetch out, so it is never stale. ---- */
-/* From now on a block that is not here may be asked for elsewhere. */
-void fk_core_space_elsewhere(struct fk_core *core, uint32_t space);
+/* From now on a block that is not here may be asked for elsewhere. Before the space's first operation. -ENOMEM. */
+int fk_core_space_elsewhere(struct fk_core *core, uint32_t space);
 /* How many leading keys can be had here. bits (may be NULL; (n + 63) / 64 words): bit i, beyond them, says
  * that keys[i] can. */
-uint32_t fk_core_here(const struct fk_core *core, uint32_t instance, const struct fk_key *keys, uint32_t n,
+uint32_t fk_core_here(struct fk_core *core, uint32_t instance, const struct fk_key *keys, uint32_t n,
                       uint64_t *bits);
 /* Right after fk_core_match of the same keys: `reach` leading ones can be had, if others are asked for
  * those that are not here. *out and its lease grow by as many as are worth it; new blocks count to the group. */
@@ -200,6 +203,7 @@ int fk_core_lend(struct fk_core *core, uint32_t space, struct fk_key key, enum f
                  uint32_t *slot, uint32_t *loan);
 /* Is the copy what it was when it was lent? (A reset or fault may have come in between.) */
 bool fk_core_loan_good(const struct fk_core *core, uint32_t loan, enum fk_tier tier);
+uint32_t fk_core_loan_group(const struct fk_core *core, uint32_t loan);
 void fk_core_loan_end(struct fk_core *core, uint32_t loan);
 
 /* ---- what comes out ---- */

@@ -3,15 +3,15 @@
  *
  *   lease   pinned entries that a match found
  *   op      a get, put or prefetch; its blocks each have a state
- *   fill    one block on its way from SSD to a cpu slot; gets and prefetches wait for it
+ *   fill    one block on its way to a cpu slot, from SSD or elsewhere; gets and prefetches wait for it
  *   job     blocks that agents copy; goes to every rank; belongs to one op
  *
  *   get:  IDLE -> (cpu ready) JOB -> DONE
- *              -> (on SSD) WAIT -> READY -> JOB -> DONE          any state -> FAIL
+ *              -> (not in cpu) WAIT -> READY -> JOB -> DONE          any state -> FAIL
  *   put:  JOB -> DONE            prefetch: IDLE -> WAIT -> DONE
  *
  * Every op block that names an entry holds one pin on it: in IDLE, WAIT, READY, JOB; and in DONE
- * of a prefetch, until it ends. Fills and SSD writes hold one pin of their own.
+ * of a prefetch, until it ends. Fills, SSD writes and loans hold one pin of their own.
  */
 #ifndef FK_NODE_CORE_IMPL_H
 #define FK_NODE_CORE_IMPL_H
@@ -65,11 +65,15 @@ struct lease {
     uint32_t *entries;
 };
 
+enum fill_source { FILL_SSD, FILL_ELSEWHERE, FILL_SOURCES };
+
 struct fill {
     uint32_t gen;                   /* odd while in use */
     uint32_t entry, space;
     uint32_t head_op, head_block;   /* waiters */
+    uint8_t from;                   /* enum fill_source */
     bool high, issued;
+    bool late;                      /* it failed, but something may still write to the slot */
 };
 
 struct job {
@@ -95,7 +99,8 @@ struct core_space {
     uint32_t reserve;               /* cpu slots kept for blocks on their way to the engine */
     uint32_t backlog, backlog_max;  /* SSD writes queued or in flight */
     uint32_t dirs_out;
-    uint32_t n_fills;
+    uint32_t n_fills[FILL_SOURCES];
+    bool elsewhere;                 /* what is not here may be asked for elsewhere */
     struct fk_core_costs costs;
 };
 
@@ -130,11 +135,10 @@ struct fk_core {
     FK_VEC(uint32_t) touched;       /* ops that a batch of completions has changed */
     FK_VEC(uint32_t) scratch;
     FK_VEC(uint32_t) to_write;
-    CORE_FIFO(uint32_t) reads_high;
-    CORE_FIFO(uint32_t) reads_low;
+    CORE_FIFO(uint32_t) fill_queue[FILL_SOURCES][2];    /* [1]: of gets */
     CORE_FIFO(struct fk_core_ssd_req) writes;
     CORE_FIFO(struct flexkv_completion) completions;
-    uint32_t n_jobs_queued, n_starved, n_ops, n_leases;
+    uint32_t n_jobs_queued, n_starved, n_ops, n_leases, n_loans;
     uint32_t job_seq;
     uint32_t n_cancels;
     size_t events_taken;            /* of the index's */
@@ -152,6 +156,9 @@ void core_note_deadline(struct fk_core *core, uint64_t at_us);
 struct lease *core_lease_known(struct fk_core *core, uint32_t instance, const struct fk_key *keys,
                                uint32_t n);
 struct lease *core_lease_find(const struct fk_core *core, uint64_t id);
+/* Up to `reach` keys in all, though some are not here: as far as the index has room. */
+void core_lease_extend(struct fk_core *core, struct lease **l, uint32_t instance, uint32_t group,
+                       const struct fk_key *keys, uint32_t reach);
 void core_lease_free(struct fk_core *core, struct lease *l);
 void core_lease_drop(struct fk_core *core, struct lease *l);
 
@@ -176,11 +183,20 @@ void core_job_add(struct fk_core *core, struct job *j, struct op *op, uint32_t b
 void core_job_start(struct fk_core *core, struct job *j, struct op *op);
 void core_jobs_fini(struct core_instance *in);
 
-/* ssd.c */
-/* Starts reading blocks of the op from SSD, as far as the window and free slots go. Returns the
- * first block it did not get to. */
+/* fill.c */
+/* The block waits for the fill that is under way. */
 void core_fill_join(struct fk_core *core, struct op *op, uint32_t block);
+/* Begins fills of blocks of the op, as far as slots can be had. Returns how many. */
 uint32_t core_fill_start(struct fk_core *core, struct op *op, const uint32_t *blocks, uint32_t n);
+/* The next to be carried out, those of gets first; FK_NONE: none. */
+uint32_t core_fill_take(struct fk_core *core, enum fill_source from);
+bool core_fills_queued(const struct fk_core *core, enum fill_source from);
+uint64_t core_fill_id(const struct fk_core *core, uint32_t at);
+/* busy: something may still write to the slot. After a batch of them: core_fills_settle. */
+void core_fill_done(struct fk_core *core, uint32_t at, int status, bool busy);
+void core_fills_settle(struct fk_core *core);
+
+/* ssd.c */
 /* Queues the blocks (parents first) for the SSD, as far as there is room and backlog. */
 void core_write_blocks(struct fk_core *core, const uint32_t *entries, uint32_t n);
 

@@ -58,6 +58,7 @@ int fk_core_prefetch(struct fk_core *core, uint32_t instance, const struct fk_ke
                      const struct fk_core_op_args *args, uint64_t now_us, uint64_t *id)
 {
     struct lease *l = core_lease_known(core, instance, keys, n);
+    core_lease_extend(core, &l, instance, args->group, keys, fk_min(args->reach, n));
     struct op *op = core_op_new(core, FLEXKV_OP_PREFETCH, instance, l ? l->n : 0, args, now_us, id);
     if (!op) {
         if (l)

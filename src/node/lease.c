@@ -2,6 +2,18 @@
 #include "base/plant.h"
 #include "node/core_impl.h"
 
+static int lease_reserve(struct lease *l, uint32_t cap)
+{
+    if (cap <= l->cap)
+        return 0;
+    uint32_t *p = realloc(l->entries, cap * sizeof(*p));
+    if (!p)
+        return -ENOMEM;
+    l->entries = p;
+    l->cap = cap;
+    return 0;
+}
+
 static struct lease *lease_new(struct fk_core *core, uint32_t cap)
 {
     struct lease *l;
@@ -14,15 +26,9 @@ static struct lease *lease_new(struct fk_core *core, uint32_t cap)
             return NULL;
         l = &core->leases.data[core->leases.len - 1];
     }
-    if (cap > l->cap) {
-        uint32_t *p = realloc(l->entries, cap * sizeof(*p));
-        if (!p) {
-            core->free_leases.data[core->free_leases.len++] =
-                (uint32_t)(l - core->leases.data);
-            return NULL;
-        }
-        l->entries = p;
-        l->cap = cap;
+    if (lease_reserve(l, cap)) {
+        core->free_leases.data[core->free_leases.len++] = (uint32_t)(l - core->leases.data);
+        return NULL;
     }
     l->gen++;
     l->n = 0;
@@ -55,6 +61,26 @@ struct lease *core_lease_find(const struct fk_core *core, uint64_t id)
     return &core->leases.data[at];
 }
 
+/* Where a block's bytes would come from. */
+enum place { IN_CPU, ON_SSD, ELSEWHERE };
+
+static enum place place_of(struct fk_core *core, uint32_t entry)
+{
+    const struct fk_entry *e = &core->ix.entries[entry];
+
+    if (fk_entry_in(e, FK_TIER_CPU) == FK_READY)
+        return IN_CPU;
+    return fk_entry_on_ssd(&core->ix, e) ? ON_SSD : ELSEWHERE;
+}
+
+static void count_place(struct flexkv_match_result *out, enum place at, uint32_t by)
+{
+    uint32_t *of[] = { &out->cpu_blocks, &out->ssd_blocks, &out->peer_blocks };
+
+    *of[at] += by;
+    out->blocks += by;
+}
+
 /* Leases leave room for the pins of operations, fills and writes: the count never wraps. */
 #define LEASE_PINS_MAX (UINT16_MAX - 64)
 
@@ -68,16 +94,12 @@ static void pin_visible(struct fk_core *core, struct lease *l, uint32_t space, u
         struct fk_entry *e = &ix->entries[l->entries[i]];
         if (ix->groups[e->group].space != space || e->pins >= LEASE_PINS_MAX)
             break;
-        if (fk_entry_in(e, FK_TIER_CPU) == FK_READY)
-            out->cpu_blocks++;
-        else if (fk_entry_on_ssd(ix, e))
-            out->ssd_blocks++;
-        else
+        if (!fk_entry_visible(ix, e))
             break;
+        count_place(out, place_of(core, l->entries[i]), 1);
         fk_index_pin(ix, l->entries[i]);
         l->n++;
     }
-    out->blocks = l->n;
 }
 
 /* What was slow may have become fast: each time it is declined it looks a little better, until it is
@@ -86,25 +108,24 @@ static void pin_visible(struct fk_core *core, struct lease *l, uint32_t space, u
 
 /*
  * How many of the leased blocks are worth loading: the number that saves the most time, where each
- * block costs its copy, and its read if it is on SSD only, and saves its computing. The reads already
- * under way come first.
+ * block costs its copy, and its read if it is not in cpu, and saves its computing. The reads already
+ * under way come first. The blocks before `first` have been judged.
  */
-static uint32_t worth_loading(const struct fk_core *core, const struct lease *l)
+static uint32_t worth_loading(struct fk_core *core, const struct lease *l, uint32_t first)
 {
     const struct core_space *sp = &core->spaces[l->space];
     const struct fk_core_costs *c = &sp->costs;
-    double gain = 0, best = 0, wait = sp->n_fills * c->ssd_us;
-    uint32_t n = 0;
+    double cost[] = { 0, c->ssd_us, c->fetch_us };
+    double wait[] = { 0, sp->n_fills[FILL_SSD] * c->ssd_us, sp->n_fills[FILL_ELSEWHERE] * c->fetch_us };
+    double gain = 0, best = 0;
+    uint32_t n = first;
 
     if (!c->compute_us)
         return l->n;
-    for (uint32_t i = 0; i < l->n; i++) {
-        bool cpu = fk_entry_in(&core->ix.entries[l->entries[i]], FK_TIER_CPU) == FK_READY;
-        gain += c->compute_us - c->copy_us;
-        if (!cpu) {
-            gain -= c->ssd_us + wait;
-            wait = 0;
-        }
+    for (uint32_t i = first; i < l->n; i++) {
+        enum place at = place_of(core, l->entries[i]);
+        gain += c->compute_us - c->copy_us - cost[at] - wait[at];
+        wait[at] = 0;
         if (gain > best) {
             best = gain;
             n = i + 1;
@@ -116,18 +137,20 @@ static uint32_t worth_loading(const struct fk_core *core, const struct lease *l)
 static void decline(struct fk_core *core, struct lease *l, uint32_t n,
                     struct flexkv_match_result *out)
 {
+    struct fk_core_costs *c = &core->spaces[l->space].costs;
+    struct flexkv_match_result before = *out;
+
     core->stats.declined_blocks += l->n - n;
-    core->spaces[l->space].costs.ssd_us *= FORGET;
     while (l->n > n) {
-        const struct fk_entry *e = &core->ix.entries[l->entries[--l->n]];
-        if (fk_entry_in(e, FK_TIER_CPU) == FK_READY)
-            out->cpu_blocks--;
-        else
-            out->ssd_blocks--;
+        count_place(out, place_of(core, l->entries[--l->n]), -1u);
         fk_index_unpin(&core->ix, l->entries[l->n]);
     }
-    if (!FK_BUG(13))
-        out->blocks = n;
+    if (out->ssd_blocks < before.ssd_blocks)
+        c->ssd_us *= FORGET;
+    if (out->peer_blocks < before.peer_blocks)
+        c->fetch_us *= FORGET;
+    if (FK_BUG(13))
+        out->blocks = before.blocks;
 }
 
 /* A lease on the known leading blocks; NULL: there are none. */
@@ -155,6 +178,43 @@ struct lease *core_lease_known(struct fk_core *core, uint32_t instance, const st
     return lease_known(core, instance, keys, n, &unused);
 }
 
+/* Cuts the lease to what is worth loading. */
+static void judge(struct fk_core *core, struct lease *l, uint32_t first, struct flexkv_match_result *out)
+{
+    uint32_t worth = worth_loading(core, l, first);
+
+    if (worth < l->n)
+        decline(core, l, worth, out);
+}
+
+static void give_out(struct fk_core *core, struct lease *l, uint64_t now_us, struct flexkv_match_result *out)
+{
+    if (!l->n) {
+        core_lease_free(core, l);
+        return;
+    }
+    l->deadline_us = now_us + core->params.lease_timeout_us;
+    core_note_deadline(core, l->deadline_us);
+    out->lease = (uint64_t)l->gen << 32 | (uint32_t)(l - core->leases.data + 1);
+}
+
+static void count_hits(struct fk_core *core, const struct flexkv_match_result *before,
+                       const struct flexkv_match_result *now)
+{
+    core->stats.miss_blocks -= now->blocks - before->blocks;
+    core->stats.match_blocks += now->blocks - before->blocks;
+    core->stats.cpu.hit_blocks += now->cpu_blocks - before->cpu_blocks;
+    core->stats.ssd.hit_blocks += now->ssd_blocks - before->ssd_blocks;
+    core->stats.peer.hit_blocks += now->peer_blocks - before->peer_blocks;
+}
+
+static bool visible_at(struct fk_core *core, struct fk_key key)
+{
+    uint32_t entry = fk_index_find(&core->ix, key);
+
+    return entry != FK_NONE && fk_entry_visible(&core->ix, &core->ix.entries[entry]);
+}
+
 void fk_core_match(struct fk_core *core, uint32_t instance, const struct fk_key *keys, uint32_t n,
                    uint64_t now_us, struct flexkv_match_result *out)
 {
@@ -164,20 +224,103 @@ void fk_core_match(struct fk_core *core, uint32_t instance, const struct fk_key 
     struct lease *l = lease_known(core, instance, keys, n, out);
     if (!l)
         return;
-    uint32_t worth = worth_loading(core, l);
-    if (worth < l->n)
-        decline(core, l, worth, out);
-    if (!l->n) {
-        core_lease_free(core, l);
+    judge(core, l, 0, out);
+    give_out(core, l, now_us, out);
+    count_hits(core, &(struct flexkv_match_result){ 0 }, out);
+}
+
+/* ---- blocks that others have ---- */
+
+/* The entry of a block that is to be asked for elsewhere, or is here behind such; FK_NONE: it can't be had so. */
+static uint32_t claim(struct fk_core *core, struct fk_key key, uint32_t parent, uint32_t space, uint32_t group)
+{
+    struct fk_index *ix = &core->ix;
+    uint32_t entry = fk_index_find(ix, key);
+
+    if (entry == FK_NONE)
+        return fk_index_add(ix, key, parent, group, core->tick);
+    const struct fk_entry *e = &ix->entries[entry];
+    enum fk_residency cpu = fk_entry_in(e, FK_TIER_CPU);
+    /* LOST, or being written by a put: its place in cpu is not to be had now. */
+    if (e->parent != parent || ix->groups[e->group].space != space || e->pins >= LEASE_PINS_MAX ||
+        (!fk_entry_visible(ix, e) && cpu != FK_ABSENT &&
+         !(cpu == FK_FILLING && e->pos[FK_TIER_CPU] != FK_NONE)))
+        return FK_NONE;
+    fk_index_pin(ix, entry);
+    return entry;
+}
+
+void core_lease_extend(struct fk_core *core, struct lease **lease, uint32_t instance, uint32_t group,
+                       const struct fk_key *keys, uint32_t reach)
+{
+    uint32_t space = core->instances.data[instance].space;
+    struct lease *l = *lease;
+
+    if (!core->spaces[space].elsewhere || reach <= (l ? l->n : 0))
+        return;
+    if (!l && !(l = lease_new(core, reach)))
+        return;
+    if (!*lease) {
+        l->space = space;
+        l->instance = instance;
+    } else if (lease_reserve(l, reach)) {
         return;
     }
-    l->deadline_us = now_us + core->params.lease_timeout_us;
-    core_note_deadline(core, l->deadline_us);
-    out->lease = (uint64_t)l->gen << 32 | (uint32_t)(l - core->leases.data + 1);
-    core->stats.miss_blocks -= out->blocks;
-    core->stats.match_blocks += out->blocks;
-    core->stats.cpu.hit_blocks += out->cpu_blocks;
-    core->stats.ssd.hit_blocks += out->ssd_blocks;
+    while (l->n < reach) {
+        uint32_t parent = l->n ? l->entries[l->n - 1] : FK_NONE;
+        uint32_t entry = claim(core, keys[l->n], parent, space, group);
+        if (entry == FK_NONE)
+            break;
+        l->entries[l->n++] = entry;
+    }
+    *lease = l;
+    if (!l->n) {
+        core_lease_free(core, l);
+        *lease = NULL;
+    }
+}
+
+void fk_core_match_extend(struct fk_core *core, uint32_t instance, uint32_t group,
+                          const struct fk_key *keys, uint32_t reach, uint64_t now_us,
+                          struct flexkv_match_result *out)
+{
+    struct lease *l = core_lease_find(core, out->lease);
+    struct flexkv_match_result before = *out;
+    uint32_t n = out->blocks;
+
+    core_tick_now(core, now_us);
+    if (reach > n && visible_at(core, keys[n]))
+        return;                 /* it is here, and was declined: what is behind it is no better */
+    core_lease_extend(core, &l, instance, group, keys, reach);
+    if (!l || l->n == n)
+        return;
+    for (uint32_t i = n; i < l->n; i++)
+        count_place(out, place_of(core, l->entries[i]), 1);
+    judge(core, l, n, out);
+    give_out(core, l, now_us, out);
+    count_hits(core, &before, out);
+}
+
+uint32_t fk_core_here(struct fk_core *core, uint32_t instance, const struct fk_key *keys, uint32_t n,
+                      uint64_t *bits)
+{
+    uint32_t space = core->instances.data[instance].space, lead = 0;
+    uint32_t known = fk_index_match(&core->ix, keys, n);
+
+    if (bits)
+        memset(bits, 0, (n + 63) / 64 * sizeof(*bits));
+    if (fk_vec_reserve(&core->scratch, known))
+        return 0;
+    fk_index_resolve(&core->ix, keys, known, core->scratch.data);
+    for (uint32_t i = 0; i < known && (bits || lead == i); i++) {
+        uint32_t entry = core->scratch.data[i];
+        bool here = entry != FK_NONE && fk_entry_visible(&core->ix, &core->ix.entries[entry]) &&
+                    core->ix.groups[core->ix.entries[entry].group].space == space;
+        lead += here && lead == i;
+        if (here && bits)
+            bits[i / 64] |= UINT64_C(1) << i % 64;
+    }
+    return lead;
 }
 
 int fk_core_release(struct fk_core *core, uint64_t lease)

@@ -163,7 +163,7 @@ static bool start_block(struct fk_core *core, struct op *op, uint32_t i, uint32_
         }
     } else if (cpu == FK_FILLING && e->pos[FK_TIER_CPU] != FK_NONE) {
         core_fill_join(core, op, i);
-    } else if (cpu == FK_ABSENT && fk_entry_on_ssd(&core->ix, e)) {
+    } else if (cpu == FK_ABSENT && (fk_entry_on_ssd(&core->ix, e) || core->spaces[op->space].elsewhere)) {
         if (op->n_wait + *n_reads >= core->params.read_window_blocks)
             return false;
         reads[(*n_reads)++] = i;

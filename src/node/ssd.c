@@ -1,173 +1,10 @@
 /*
- * ssd.c - blocks on their way from and to the SSD: fills, write-back, the requests the tier
- * takes and the answers it gives. See core.h, core_impl.h.
+ * ssd.c - write-back to the SSD, the requests the tier takes and the answers it gives. See core.h, core_impl.h.
  */
 #include "base/plant.h"
 #include "node/core_impl.h"
 
 #define WRITE_ID (1ull << 63)
-
-/* ---- fills ---- */
-
-static uint32_t fill_new(struct fk_core *core, uint32_t entry, uint32_t space)
-{
-    uint32_t at;
-
-    if (core->free_fills.len) {
-        at = core->free_fills.data[--core->free_fills.len];
-    } else {
-        if (fk_vec_reserve(&core->free_fills, core->fills.len + 1) ||
-            fk_vec_push(&core->fills, (struct fill){ 0 }))
-            return FK_NONE;
-        at = (uint32_t)core->fills.len - 1;
-    }
-    struct fill *f = &core->fills.data[at];
-    core->spaces[space].n_fills++;
-    *f = (struct fill){ .gen = f->gen + 1, .entry = entry, .space = space, .head_op = FK_NONE };
-    return at;
-}
-
-static void fill_free(struct fk_core *core, uint32_t at)
-{
-    core->spaces[core->fills.data[at].space].n_fills--;
-    core->fills.data[at].gen++;
-    core->free_fills.data[core->free_fills.len++] = at;
-}
-
-void core_fill_join(struct fk_core *core, struct op *op, uint32_t block)
-{
-    struct op_block *b = &op->blocks[block];
-    uint32_t at = core->ix.entries[b->entry].pos[FK_TIER_CPU];
-    struct fill *f = &core->fills.data[at];
-
-    b->next_op = f->head_op;
-    b->next_block = f->head_block;
-    f->head_op = core_op_number(core, op);
-    f->head_block = block;
-    b->state = BLK_WAIT;
-    op->n_wait++;
-    if (op->kind == FLEXKV_OP_GET && !f->high) {    /* a get does not wait behind prefetches */
-        f->high = true;
-        if (!f->issued)
-            (void)fifo_push(&core->reads_high, at);
-    }
-}
-
-/* One block: its slot, its fill, its place in the queue. */
-static bool fill_begin(struct fk_core *core, struct op *op, uint32_t block, uint32_t slot)
-{
-    uint32_t entry = op->blocks[block].entry;
-    uint32_t at = fill_new(core, entry, op->space);
-
-    if (at == FK_NONE)
-        return false;
-    fk_index_pin(&core->ix, entry);
-    fk_index_fill(&core->ix, entry, FK_TIER_CPU, slot);
-    core->ix.entries[entry].pos[FK_TIER_CPU] = at;
-    if (op->kind != FLEXKV_OP_GET)
-        (void)fifo_push(&core->reads_low, at);
-    core_fill_join(core, op, block);
-    return true;
-}
-
-uint32_t core_fill_start(struct fk_core *core, struct op *op, const uint32_t *blocks, uint32_t n)
-{
-    struct core_space *sp = &core->spaces[op->space];
-    uint32_t reserve = op->kind == FLEXKV_OP_GET ? 0 : sp->reserve, i = 0;
-
-    while (i < n) {
-        uint32_t group = core->ix.entries[op->blocks[blocks[i]].entry].group, slot;
-        uint32_t room = core_make_room(core, group, FK_TIER_CPU, n - i, reserve);
-        uint32_t got = room ? fk_index_take_slots(&core->ix, group, FK_TIER_CPU, room, &slot) : 0;
-        uint32_t before = i;
-        for (; got; got--, slot++) {
-            if (i < n && core->ix.entries[op->blocks[blocks[i]].entry].group == group &&
-                fill_begin(core, op, blocks[i], slot))
-                i++;
-            else
-                fk_index_return_slot(&core->ix, group, FK_TIER_CPU, slot);
-        }
-        if (i == before)
-            break;
-    }
-    return i;
-}
-
-/* Nobody waits any more and nothing has been asked of the disk yet. */
-static void fill_abandon(struct fk_core *core, uint32_t at)
-{
-    uint32_t entry = core->fills.data[at].entry;
-
-    fill_free(core, at);
-    if (fk_entry_in(&core->ix.entries[entry], FK_TIER_CPU) == FK_FILLING)
-        fk_index_unfill(&core->ix, entry, FK_TIER_CPU);
-    fk_index_unpin(&core->ix, entry);
-    core->room_changed = true;
-}
-
-/* The SSD copy is no good: it is not offered again, also not after a restart. */
-static void lose_ssd_copy(struct fk_core *core, struct fk_entry *e, uint32_t space)
-{
-    struct fk_core_ssd_req req = { .kind = FK_SSD_FORGET, .space = space,
-                                   .ssd_slot = e->slot[FK_TIER_SSD] };
-
-    core->stats.ssd.errors++;
-    (void)fifo_push(&core->writes, req);
-    fk_index_drop(&core->ix, fk_entry_number(&core->ix, e), FK_TIER_SSD, false);
-}
-
-static void mark_touched(struct fk_core *core, uint32_t op_number)
-{
-    struct op *op = &core->ops.data[op_number];
-
-    if (!op->touched && fk_vec_push(&core->touched, op_number) == 0)
-        op->touched = true;
-}
-
-static void wake_waiters(struct fk_core *core, const struct fill *f, int status)
-{
-    uint32_t op_number = f->head_op, block = f->head_block;
-
-    while (op_number != FK_NONE) {
-        struct op *op = &core->ops.data[op_number];
-        struct op_block *b = &op->blocks[block];
-        uint32_t next_op = b->next_op, next_block = b->next_block;
-        op->n_wait--;
-        mark_touched(core, op_number);
-        if (status && !FK_BUG(7)) {
-            core_op_block_fail(core, op, block, status);
-        } else if (op->kind == FLEXKV_OP_GET) {
-            b->state = BLK_READY;
-            op->n_ready++;
-        } else {
-            core_op_block_done(core, op, block);
-        }
-        op_number = next_op;
-        block = next_block;
-    }
-}
-
-static void fill_done(struct fk_core *core, uint64_t id, int status)
-{
-    uint32_t at = (uint32_t)id - 1;
-    struct fill f = core->fills.data[at];
-    struct fk_entry *e = &core->ix.entries[f.entry];
-
-    if (fk_entry_in(e, FK_TIER_CPU) != FK_FILLING) {
-        status = status ? status : -ECANCELED;          /* a reset came in between */
-    } else if (status == 0) {
-        fk_index_ready(&core->ix, f.entry, FK_TIER_CPU, core->tick);
-        core->stats.cpu.stored_blocks++;
-    } else {
-        fk_index_unfill(&core->ix, f.entry, FK_TIER_CPU);
-        /* A directory that is out may come back with its blocks. */
-        if (status != -ENODEV && fk_entry_in(e, FK_TIER_SSD) == FK_READY)
-            lose_ssd_copy(core, e, f.space);
-    }
-    fill_free(core, at);
-    wake_waiters(core, &f, status);
-    fk_index_unpin(&core->ix, f.entry);
-}
 
 /* ---- writes ---- */
 
@@ -276,24 +113,15 @@ static void write_done(struct fk_core *core, uint64_t id, int status)
 
 /* ---- the queues ---- */
 
-static bool take_read(struct fk_core *core, uint32_t at, struct fk_core_ssd_req *out)
+static struct fk_core_ssd_req read_request(const struct fk_core *core, uint32_t at)
 {
-    struct fill *f = &core->fills.data[at];
-
-    if (!(f->gen & 1) || f->issued)
-        return false;           /* it went through the other queue */
-    if (f->head_op == FK_NONE) {
-        fill_abandon(core, at);
-        return false;
-    }
+    const struct fill *f = &core->fills.data[at];
     const struct fk_entry *e = &core->ix.entries[f->entry];
-    f->issued = true;
-    *out = (struct fk_core_ssd_req){
+
+    return (struct fk_core_ssd_req){
         .kind = FK_SSD_READ, .space = f->space, .ssd_slot = e->slot[FK_TIER_SSD],
-        .cpu_slot = e->slot[FK_TIER_CPU], .key = e->key, .id = (uint64_t)f->gen << 32 | (at + 1),
+        .cpu_slot = e->slot[FK_TIER_CPU], .key = e->key, .id = core_fill_id(core, at),
     };
-    out->id &= ~WRITE_ID;
-    return true;
 }
 
 static bool take_write(struct fk_core *core, struct fk_core_ssd_req *req)
@@ -319,16 +147,8 @@ uint32_t fk_core_take_ssd(struct fk_core *core, struct fk_core_ssd_req *out, uin
 {
     uint32_t n = 0;
 
-    while (n < max && !fifo_empty(&core->reads_high)) {
-        uint32_t at = *fifo_front(&core->reads_high);
-        fifo_pop(&core->reads_high);
-        n += take_read(core, at, &out[n]);
-    }
-    while (n < max && !fifo_empty(&core->reads_low)) {
-        uint32_t at = *fifo_front(&core->reads_low);
-        fifo_pop(&core->reads_low);
-        n += take_read(core, at, &out[n]);
-    }
+    for (uint32_t at; n < max && (at = core_fill_take(core, FILL_SSD)) != FK_NONE;)
+        out[n++] = read_request(core, at);
     while (n < max && !fifo_empty(&core->writes)) {
         out[n] = *fifo_front(&core->writes);
         fifo_pop(&core->writes);
@@ -342,20 +162,11 @@ void fk_core_ssd_done(struct fk_core *core, const struct fk_core_ssd_done *done,
                       uint64_t now_us)
 {
     core_tick_now(core, now_us);
-    core->touched.len = 0;
     for (uint32_t i = 0; i < n; i++) {
         if (done[i].id & WRITE_ID)
             write_done(core, done[i].id, done[i].status);
         else
-            fill_done(core, done[i].id, done[i].status);
+            core_fill_done(core, (uint32_t)done[i].id - 1, done[i].status, false);
     }
-    core->room_changed = true;
-    for (size_t i = 0; i < core->touched.len; i++) {
-        struct op *op = &core->ops.data[core->touched.data[i]];
-        op->touched = false;
-        core_op_pump(core, op);
-    }
-    core->touched.len = 0;
-    core_evict_ahead(core);
-    core_retry_starved(core);
+    core_fills_settle(core);
 }

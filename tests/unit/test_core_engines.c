@@ -115,7 +115,7 @@ static void late_bytes_of_a_put_are_not_stored(void **state)
 
 static void set_costs(struct rig *r, double copy_us, double ssd_us, double compute_us)
 {
-    struct fk_core_costs c = { copy_us, ssd_us, compute_us };
+    struct fk_core_costs c = { .copy_us = copy_us, .ssd_us = ssd_us, .compute_us = compute_us };
 
     fk_core_set_costs(r->core, r->space, &c);
 }
