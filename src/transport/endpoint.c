@@ -190,43 +190,6 @@ bool fk_channel_idle(const struct fk_peer *p, const void *channel, bool count_la
     return true;
 }
 
-/* ---- the owner's side ---- */
-
-int fk_grant_take(struct fk_transport *t, const struct fk_block_ref *r, struct fk_grant *g)
-{
-    *g = (struct fk_grant){ 0 };
-    int rc = t->provider.grant ? t->provider.grant(t->provider.ctx, r, g) : -EACCES;
-    if (rc == 0 && g->bytes != r->bytes) {
-        t->provider.release(t->provider.ctx, r, g);
-        rc = -ENOENT;
-    }
-    if (rc) {
-        t->delta.refused++;
-        return rc == -ENOENT || rc == -EACCES || rc == -EAGAIN ? rc : -EIO;
-    }
-    return 0;
-}
-
-void fk_grant_checksum(struct fk_grant *g, struct fk_key key)
-{
-    if (!g->has_checksum)
-        g->checksum = fk_block_checksum(key, g->data, g->bytes);
-    g->has_checksum = true;
-}
-
-int fk_grant_release(struct fk_transport *t, const struct fk_block_ref *r, struct fk_grant *g)
-{
-    int rc = t->provider.release(t->provider.ctx, r, g);
-
-    if (rc == 0) {
-        t->delta.served_blocks++;
-        t->delta.served_bytes += g->bytes;
-        return 0;
-    }
-    t->delta.refused++;
-    return rc == -ENOENT ? rc : -EIO;
-}
-
 /* ---- watches ---- */
 
 int fk_watch_add(struct fk_transport *t, struct fk_watch *w, int fd, uint32_t events)
@@ -312,12 +275,14 @@ static bool take_inbox(struct fk_transport *t)
     memcpy(&t->inbox, &t->notes, sizeof(was));
     memcpy(&t->notes, &was, sizeof(was));
     t->inbox.len = 0;
+    fk_grants_take(t);
     bool stop = t->stop;
     pthread_mutex_unlock(&t->lock);
     (void)fk_vec_reserve(&t->done, 2 * (t->ops_all.len + t->notes.len));
     for (size_t i = 0; i < t->notes.len; i++)
         take_note(t, &t->notes.data[i]);
     t->notes.len = 0;
+    fk_grants_resume(t);
     return !stop;
 }
 
@@ -371,7 +336,7 @@ static void add_stats(struct fk_transport_stats *to, struct fk_transport_stats *
     memset(from, 0, sizeof(*from));
 }
 
-static void hand_out(struct fk_transport *t)
+void fk_reads_hand_out(struct fk_transport *t)
 {
     uint64_t one = 1;
 
@@ -400,8 +365,8 @@ static uint64_t do_round(struct fk_transport *t)
     pump(t);
     if (t->done.len || t->delta.served_blocks || t->delta.refused || t->delta.connections ||
         t->delta.turned_away)
-        hand_out(t);
-    return fk_min(next, t->first_deadline);
+        fk_reads_hand_out(t);
+    return fk_min(fk_min(next, t->first_deadline), fk_grants_due(t));
 }
 
 static void kicked(struct fk_watch *w, uint32_t events)
@@ -465,6 +430,8 @@ static void destroy(struct fk_transport *t)
     fk_vec_free(&t->notes);
     fk_vec_free(&t->outbox);
     fk_vec_free(&t->done);
+    fk_vec_free(&t->granted);
+    fk_vec_free(&t->resuming);
     int fds[] = { t->done_fd, t->kick_fd, t->epoll_fd };
     for (size_t i = 0; i < fk_array_size(fds); i++)
         if (fds[i] >= 0)
@@ -536,7 +503,7 @@ int fk_transport_open(const struct fk_transport_params *p, struct fk_transport *
     return 0;
 }
 
-static void wake(struct fk_transport *t)
+void fk_transport_wake(struct fk_transport *t)
 {
     uint64_t one = 1;
 
@@ -550,10 +517,11 @@ void fk_transport_close(struct fk_transport *t)
     pthread_mutex_lock(&t->lock);
     t->stop = true;
     pthread_mutex_unlock(&t->lock);
-    wake(t);
+    fk_transport_wake(t);
     if (t->running)
         pthread_join(t->thread, NULL);
     t->ops->close(t);
+    fk_grants_close(t);
     destroy(t);
 }
 
@@ -628,7 +596,7 @@ void fk_transport_peer_drop(struct fk_transport *t, uint32_t peer)
     if (known(t, peer) && fk_vec_push(&t->inbox, n) == 0)
         t->peers.data[peer]->going = true;
     pthread_mutex_unlock(&t->lock);
-    wake(t);
+    fk_transport_wake(t);
 }
 
 static int check_reads(const struct fk_read *r, uint32_t n)
@@ -672,7 +640,7 @@ int fk_transport_read(struct fk_transport *t, uint32_t peer, const struct fk_rea
     rc = put_reads(t, peer, r, n, deadline_us, now);
     pthread_mutex_unlock(&t->lock);
     if (!rc && first)
-        wake(t);
+        fk_transport_wake(t);
     return rc;
 }
 

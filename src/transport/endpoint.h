@@ -6,7 +6,11 @@
  *   read --> inbox ----|--> peer->queued --next--> peer->sent --end--> outbox --> take
  *                      |         '---- deadline ----'  '--late--> peer->late --end (released)--^
  *
- * The lock guards the two boxes, the table of peers and the statistics; all else belongs to the thread
+ *
+ *   providers          |
+ *   granted -----------|--> parked->resume: the owner's side of the transport goes on
+ *
+ * The lock guards the boxes, the table of peers and the statistics; all else belongs to the thread
  * (loopback: to who steps it). Included by src/transport only.
  */
 #ifndef FK_TRANSPORT_ENDPOINT_H
@@ -76,6 +80,23 @@ struct fk_note {                    /* in the inbox */
     struct fk_read read;
 };
 
+/* Owner: a read whose grant comes later. Lives until it comes, or the transport is closed; who waits for it may go. */
+struct fk_parked {
+    struct fk_parked *prev, *next;
+    struct fk_block_ref ref;
+    uint64_t later, until_us;
+    /* In the thread, once: 0: *g is whose it is now, to be released; else the answer. Set by who waits; NULL: nobody. */
+    void (*resume)(struct fk_transport *t, struct fk_parked *k, int rc, const struct fk_grant *g);
+    void *who;                      /* whose it is: the transport's own */
+    uint64_t word[2];
+};
+
+struct fk_granted {                 /* told by the provider */
+    uint64_t later;
+    int rc;
+    struct fk_grant grant;
+};
+
 struct fk_transport {
     const struct fk_transport_ops *ops;
     void *priv;
@@ -91,6 +112,7 @@ struct fk_transport {
     size_t out_at;                  /* outbox: taken up to here */
     uint32_t outstanding;
     FK_VEC(struct fk_peer *) peers;
+    FK_VEC(struct fk_granted) granted;
     struct fk_transport_stats stats;
     int done_fd, kick_fd;
 
@@ -103,6 +125,9 @@ struct fk_transport {
     FK_VEC(void *) buried;          /* freed at the end of the round */
     FK_VEC(struct fk_op *) ops_all; /* by the low half of their ids */
     struct fk_op *ops_free;
+    struct fk_parked *parked, *last_parked;     /* oldest first */
+    struct fk_parked *spare;        /* made before it is needed: a deferred grant can't be lost */
+    FK_VEC(struct fk_granted) resuming;         /* granted, taken */
     uint64_t first_deadline;        /* no read's is earlier */
     struct fk_transport_stats delta;
 };
@@ -121,13 +146,26 @@ void fk_peer_end_queued(struct fk_transport *t, struct fk_peer *p, int rc);
 void fk_channel_end(struct fk_transport *t, struct fk_peer *p, void *channel, int rc);
 bool fk_channel_idle(const struct fk_peer *p, const void *channel, bool count_late);
 
-/* ---- the owner's side ---- */
-/* grant(), with its answer checked against the request. */
-int fk_grant_take(struct fk_transport *t, const struct fk_block_ref *r, struct fk_grant *g);
+void fk_reads_hand_out(struct fk_transport *t);         /* what has ended, to who takes; each round does it */
+
+/* ---- the owner's side: grant.c, in the transport's thread ---- */
+/* grant(), with its answer checked against the request. -EINPROGRESS: *later is to be filled in (resume). */
+int fk_grant_take(struct fk_transport *t, const struct fk_block_ref *r, struct fk_grant *g,
+                  struct fk_parked **later);
+void fk_grant_forget(struct fk_parked *k);              /* who waited goes; the grant is given back when it comes */
 void fk_grant_checksum(struct fk_grant *g, struct fk_key key);      /* computed, unless the provider knew it */
 int fk_grant_release(struct fk_transport *t, const struct fk_block_ref *r, struct fk_grant *g);
 
+/* Under the lock: what has been granted since is to be resumed (it may bring new ones). */
+void fk_grants_take(struct fk_transport *t);
+/* That, and those whom nothing was granted in time. */
+void fk_grants_resume(struct fk_transport *t);
+uint64_t fk_grants_due(const struct fk_transport *t);   /* when somebody's patience ends */
+/* Closing: what was taken is given back, the rest forgotten. */
+void fk_grants_close(struct fk_transport *t);
+
 /* ---- the thread ---- */
+void fk_transport_wake(struct fk_transport *t);
 int fk_watch_add(struct fk_transport *t, struct fk_watch *w, int fd, uint32_t events);
 void fk_watch_change(struct fk_transport *t, struct fk_watch *w, uint32_t events);
 void fk_watch_remove(struct fk_transport *t, struct fk_watch *w);   /* the descriptor stays open */

@@ -29,16 +29,19 @@
 #define SAY_EVERY_US 1000000u
 #define BATCH 64u
 
-struct job {                            /* owner: a granted block on its way */
+struct job {                            /* owner: a granted block on its way, or one whose grant comes later */
     struct channel *channel;
     struct fk_request request;
     struct fk_grant grant;
+    struct fk_parked *parked;
     uint64_t deadline_us;
     bool writing;                       /* libfabric has it */
     bool told;                          /* and the notice */
     bool written;                       /* has it no more */
-    struct job *prev, *next;            /* of the channel, oldest first */
+    struct job *prev, *next;
 };
+
+struct job_list { struct job *first, *last; };
 
 struct channel {
     struct fk_transport *t;
@@ -54,8 +57,8 @@ struct channel {
     bool suspect;                       /* a read was late: no new ones, closed with the last one in time */
     bool answered;
     /* owner */
-    struct job *jobs, *last_job;
-    uint32_t n_jobs, n_waiting;
+    struct job_list jobs, parked;       /* oldest first; without a grant yet */
+    uint32_t n_jobs, n_waiting;         /* of both; granted ones that libfabric has no room for */
     FK_VEC(struct fk_answer) answers;
 };
 
@@ -172,12 +175,32 @@ static struct channel *channel_new(struct fk_transport *t, int fd, struct fk_pee
     return c;
 }
 
+static void job_link(struct job_list *l, struct job *j)
+{
+    j->next = NULL;
+    j->prev = l->last;
+    *(l->last ? &l->last->next : &l->first) = j;
+    l->last = j;
+}
+
+static void job_unlink(struct job_list *l, struct job *j)
+{
+    *(j->prev ? &j->prev->next : &l->first) = j->next;
+    *(j->next ? &j->next->prev : &l->last) = j->prev;
+}
+
 static void job_free(struct channel *c, struct job *j)
 {
-    *(j->prev ? &j->prev->next : &c->jobs) = j->next;
-    *(j->next ? &j->next->prev : &c->last_job) = j->prev;
+    job_unlink(&c->jobs, j);
     c->n_jobs--;
     c->n_waiting -= !j->told;
+    free(j);
+}
+
+static void parked_free(struct channel *c, struct job *j)
+{
+    job_unlink(&c->parked, j);
+    c->n_jobs--;
     free(j);
 }
 
@@ -207,9 +230,13 @@ static void channel_close(struct channel *c, int rc)
     fk_watch_remove(t, &c->cq);
     fk_fabric_ep_close(&c->ep);
     fk_stream_close(&c->stream);
-    while (c->jobs) {
-        fk_grant_release(t, &c->jobs->request.block, &c->jobs->grant);
-        job_free(c, c->jobs);
+    while (c->jobs.first) {
+        fk_grant_release(t, &c->jobs.first->request.block, &c->jobs.first->grant);
+        job_free(c, c->jobs.first);
+    }
+    while (c->parked.first) {
+        fk_grant_forget(c->parked.first->parked);
+        parked_free(c, c->parked.first);
     }
     if (c->peer) {
         unexpose_all(&c->peer->sent, c);
@@ -346,31 +373,56 @@ static void job_start(struct channel *c, struct job *j)
         job_end(c, j);
 }
 
+static void job_granted(struct channel *c, struct job *j)
+{
+    fk_grant_checksum(&j->grant, j->request.block.key);
+    j->deadline_us = c->t->now_us + 2 * c->t->timeout_us;
+    job_link(&c->jobs, j);
+    if (c->n_waiting++ == 0)            /* else those that wait come first */
+        job_start(c, j);
+}
+
+/* Later. What it leads to is sent in this round: tick() looks at every channel. */
+static void job_resume(struct fk_transport *t, struct fk_parked *k, int rc, const struct fk_grant *g)
+{
+    struct job *j = k->who;
+    struct channel *c = j->channel;
+
+    if (rc) {
+        answer(c, &j->request, rc, 0, 0);
+        parked_free(c, j);
+        return;
+    }
+    job_unlink(&c->parked, j);
+    j->grant = *g;
+    j->parked = NULL;
+    job_granted(c, j);
+}
+
 static int serve(struct channel *c, const struct fk_request *r)
 {
-    struct fk_grant g;
-
     if (c->n_jobs >= c->t->max_in_flight)       /* it was told how many */
         return -EPROTO;
-    int rc = fk_grant_take(c->t, &r->block, &g);
-    if (rc) {
-        answer(c, r, rc, 0, 0);
-        return 0;
-    }
-    fk_grant_checksum(&g, r->block.key);
     struct job *j = calloc(1, sizeof(*j));
     if (!j) {
-        fk_grant_release(c->t, &r->block, &g);
         answer(c, r, -EAGAIN, 0, 0);
         return 0;
     }
-    *j = (struct job){ .channel = c, .request = *r, .grant = g, .prev = c->last_job,
-                       .deadline_us = c->t->now_us + 2 * c->t->timeout_us };
-    *(c->last_job ? &c->last_job->next : &c->jobs) = j;
-    c->last_job = j;
+    *j = (struct job){ .channel = c, .request = *r };
+    int rc = fk_grant_take(c->t, &r->block, &j->grant, &j->parked);
+    if (rc && rc != -EINPROGRESS) {
+        answer(c, r, rc, 0, 0);
+        free(j);
+        return 0;
+    }
     c->n_jobs++;
-    if (c->n_waiting++ == 0)            /* else those that wait come first */
-        job_start(c, j);
+    if (!rc) {
+        job_granted(c, j);
+        return 0;
+    }
+    j->parked->resume = job_resume;
+    j->parked->who = j;
+    job_link(&c->parked, j);
     return 0;
 }
 
@@ -400,7 +452,7 @@ static void job_done(struct channel *c, struct job *j, int rc)
 
 static void retry_waiting(struct channel *c)
 {
-    for (struct job *j = c->jobs, *next; j && c->n_waiting; j = next) {
+    for (struct job *j = c->jobs.first, *next; j && c->n_waiting; j = next) {
         uint32_t before = c->n_waiting;
         next = j->next;
         if (j->told)
@@ -710,9 +762,9 @@ static int check_times(struct channel *c, uint64_t now, uint64_t *next)
     }
     if (c->suspect && fk_channel_idle(c->peer, c, false))
         return -ETIMEDOUT;
-    if (c->jobs) {
-        *next = fk_min(*next, c->jobs->deadline_us);
-        if (now >= c->jobs->deadline_us)
+    if (c->jobs.first) {
+        *next = fk_min(*next, c->jobs.first->deadline_us);
+        if (now >= c->jobs.first->deadline_us)
             return -ETIMEDOUT;
     }
     if (c->n_waiting || (c->peer && !c->answered && !fk_channel_idle(c->peer, c, false)))

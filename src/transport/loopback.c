@@ -10,15 +10,19 @@ struct fk_loopback_hub {
     fk_loopback_fault_fn *fault;
     void *ctx;
     FK_VEC(struct fk_transport *) members;
+    uint64_t n_members;             /* ever */
 };
 
 struct loopback {
     struct fk_loopback_hub *hub;
+    uint64_t number;                /* in the hub, never given out again */
     uint64_t n_sent;
     bool listens;
 };
 
-/* What a read's words hold: when it is due; its fault and, so that ties keep their order, its number. */
+#define PARKED UINT64_MAX
+
+/* What a read's words hold: when it is due, PARKED: the owner grants it later; its fault and, so that ties keep their order, its number. */
 enum { DROP = 1, CORRUPT = 2, REFUSE = 4, FLAGS = 7 };
 
 struct fk_loopback_hub *fk_loopback_hub_create(uint64_t latency_us, fk_loopback_fault_fn *fault, void *ctx)
@@ -60,20 +64,11 @@ static int loopback_open(struct fk_transport *t, const struct fk_transport_param
         return fk_transport_fail(error, bytes, -ENOMEM, "transport loopback: no memory");
     }
     l->hub = p->hub;
+    l->number = ++p->hub->n_members;
     l->listens = p->listen != NULL;
     snprintf(t->address, sizeof(t->address), "%s", p->listen ? p->listen : "");
     t->priv = l;
     return 0;
-}
-
-static void loopback_close(struct fk_transport *t)
-{
-    struct loopback *l = t->priv;
-
-    for (size_t i = 0; i < l->hub->members.len; i++)
-        if (l->hub->members.data[i] == t)
-            l->hub->members.data[i] = l->hub->members.data[--l->hub->members.len];
-    free(l);
 }
 
 static void loopback_pump(struct fk_transport *t, struct fk_peer *p)
@@ -93,30 +88,71 @@ static void loopback_pump(struct fk_transport *t, struct fk_peer *p)
     }
 }
 
+static void deliver(struct fk_transport *t, struct fk_transport *owner, struct fk_op *op, struct fk_grant *g)
+{
+    fk_grant_checksum(g, op->r.block.key);
+    memcpy(op->r.buffer, g->data, g->bytes);
+    if (op->word[1] & CORRUPT)
+        ((unsigned char *)op->r.buffer)[op->word[1] % g->bytes] ^= 0x10;
+    int rc = fk_grant_release(owner, &op->r.block, g);
+    if (rc)
+        fk_op_end(t, op, rc);
+    else
+        fk_op_arrived(t, op, g->checksum);
+}
+
+/* The read that waits for this grant, if it still does. Transports and reads come and go, their numbers stay. */
+static struct fk_op *waiting(struct fk_transport *owner, const struct fk_parked *k, struct fk_transport **reader)
+{
+    struct fk_loopback_hub *h = ((struct loopback *)owner->priv)->hub;
+
+    for (size_t i = 0; i < h->members.len; i++) {
+        *reader = h->members.data[i];
+        if (((struct loopback *)(*reader)->priv)->number == k->word[0])
+            return fk_op_find(*reader, k->word[1]);
+    }
+    return NULL;
+}
+
+static void read_resume(struct fk_transport *owner, struct fk_parked *k, int rc, const struct fk_grant *g)
+{
+    struct fk_transport *t;
+    struct fk_op *op = waiting(owner, k, &t);
+    struct fk_grant mine = rc ? (struct fk_grant){ 0 } : *g;
+
+    if (op && rc)
+        fk_op_end(t, op, rc);
+    else if (op)
+        deliver(t, owner, op, &mine);
+    else if (!rc)
+        owner->provider.release(owner->provider.ctx, &k->ref, &mine);
+    if (op)
+        fk_reads_hand_out(t);           /* it may not be stepped for a while */
+}
+
 static void serve(struct fk_transport *t, struct fk_op *op)
 {
     struct loopback *l = t->priv;
     struct fk_transport *owner = find(l->hub, op->peer->address);
+    struct fk_parked *k;
     struct fk_grant g;
 
     if (op->word[1] & (DROP | REFUSE) || !owner) {
         fk_op_end(t, op, op->word[1] & DROP ? -ETIMEDOUT : owner ? -ECONNRESET : -ECONNREFUSED);
         return;
     }
-    int rc = fk_grant_take(owner, &op->r.block, &g);
-    if (rc) {
-        fk_op_end(t, op, rc);
-        return;
+    owner->now_us = fk_max(owner->now_us, t->now_us);
+    int rc = fk_grant_take(owner, &op->r.block, &g, &k);
+    if (rc == -EINPROGRESS && op->state != FK_OP_LATE) {
+        k->resume = read_resume;
+        k->word[0] = l->number;
+        k->word[1] = op->id;
+        op->word[0] = PARKED;
+    } else if (rc) {
+        fk_op_end(t, op, rc == -EINPROGRESS ? -ETIMEDOUT : rc);
+    } else {
+        deliver(t, owner, op, &g);
     }
-    fk_grant_checksum(&g, op->r.block.key);
-    memcpy(op->r.buffer, g.data, g.bytes);
-    if (op->word[1] & CORRUPT)
-        ((unsigned char *)op->r.buffer)[op->word[1] % g.bytes] ^= 0x10;
-    rc = fk_grant_release(owner, &op->r.block, &g);
-    if (rc)
-        fk_op_end(t, op, rc);
-    else
-        fk_op_arrived(t, op, g.checksum);
 }
 
 static struct fk_op *first_of(struct fk_op_list *list, struct fk_op *best)
@@ -147,12 +183,30 @@ static uint64_t loopback_tick(struct fk_transport *t, uint64_t now)
 
 static void loopback_expire(struct fk_transport *t, struct fk_op *op)
 {
-    fk_op_late(t, op);
+    if (op->word[0] == PARKED)          /* nothing is on its way */
+        fk_op_end(t, op, -ETIMEDOUT);
+    else
+        fk_op_late(t, op);
 }
 
 static void loopback_drop(struct fk_transport *t, struct fk_peer *p)
 {
     fk_channel_end(t, p, NULL, -ECANCELED);
+}
+
+static void loopback_close(struct fk_transport *t)
+{
+    struct loopback *l = t->priv;
+
+    for (struct fk_parked *k = t->parked; k; k = k->next) {
+        if (k->resume)
+            read_resume(t, k, -ECONNRESET, NULL);
+        k->resume = NULL;
+    }
+    for (size_t i = 0; i < l->hub->members.len; i++)
+        if (l->hub->members.data[i] == t)
+            l->hub->members.data[i] = l->hub->members.data[--l->hub->members.len];
+    free(l);
 }
 
 const struct fk_transport_ops fk_transport_loopback = {

@@ -3,7 +3,8 @@
  * with faults: for the simulator and tests. The same seed and the same steps give the same outcome.
  *
  * A hub joins the transports that were opened with it; an address is a name in it (listen). Each transport is
- * stepped by its owner (fk_transport_step); a read is served in the step of the reader that is due.
+ * stepped by its owner (fk_transport_step); a read is served in the step of the reader that is due, one whose grant comes
+ * later in the next step of who grants: then the reader has something to take, and wants a step.
  */
 #ifndef FK_TRANSPORT_LOOPBACK_H
 #define FK_TRANSPORT_LOOPBACK_H

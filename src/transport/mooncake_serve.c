@@ -20,7 +20,10 @@ struct fk_moon_server {
     uint64_t until_us;                  /* progress is expected by then; UINT64_MAX: it may idle */
     /* a read under way */
     uint64_t address, left;
+    unsigned opcode;
+    bool header, begun;                 /* begun: its status has been given */
     bool granted;
+    struct fk_parked *parked;           /* the slot comes later: until then nothing else is done */
     uint32_t offset;                    /* in the granted slot: next byte to send */
     uint32_t end;
     struct fk_block_ref ref;
@@ -33,6 +36,8 @@ void fk_moon_server_close(struct fk_mooncake *m, struct fk_moon_server *s)
     fk_stream_close(&s->stream);
     if (s->granted)
         fk_grant_release(m->t, &s->ref, &s->grant);
+    if (s->parked)
+        fk_grant_forget(s->parked);
     *(s->prev ? &s->prev->next : &m->servers) = s->next;
     if (s->next)
         s->next->prev = s->prev;
@@ -50,33 +55,42 @@ static void progress(struct fk_moon_server *s)
 
 /* ---- data ---- */
 
-static int locate(struct fk_moon_server *s, uint32_t *slot, uint32_t *offset, bool *header)
+static int locate(struct fk_moon_server *s)
 {
     struct fk_mooncake *m = s->m;
-    uint32_t window;
+    uint32_t window, slot = 0;
 
     pthread_mutex_lock(&m->t->lock);
-    int rc = fk_moon_locate(m->windows, m->n_windows, s->address, s->left, &window, slot, offset, header);
+    int rc = fk_moon_locate(m->windows, m->n_windows, s->address, s->left, &window, &slot, &s->offset, &s->header);
     struct fk_window w = rc ? (struct fk_window){ 0 } : m->windows[window];
     pthread_mutex_unlock(&m->t->lock);
-    s->ref = (struct fk_block_ref){ .space = w.space, .ns = w.ns, .tier = w.tier, .slot = *slot,
+    s->ref = (struct fk_block_ref){ .space = w.space, .ns = w.ns, .tier = w.tier, .slot = slot,
                                     .bytes = w.slot_bytes };
     return rc;
 }
 
-/* Pins the slot in which the rest of the read begins. */
-static int grant_next(struct fk_moon_server *s, bool *header)
+static void granted(struct fk_moon_server *s)
 {
-    uint32_t slot = 0;
-    int rc = locate(s, &slot, &s->offset, header);
+    s->granted = true;
+    s->end = s->header ? s->grant.bytes : (uint32_t)fk_min(s->offset + s->left, (uint64_t)s->grant.bytes);
+}
+
+static void slot_resume(struct fk_transport *t, struct fk_parked *k, int rc, const struct fk_grant *g);
+
+/* Pins the slot in which the rest of the read begins. -EINPROGRESS: slot_resume() goes on. */
+static int grant_next(struct fk_moon_server *s)
+{
+    int rc = locate(s);
 
     if (!rc)
-        rc = fk_grant_take(s->m->t, &s->ref, &s->grant);
-    if (rc)
-        return rc;
-    s->granted = true;
-    s->end = *header ? s->grant.bytes : (uint32_t)fk_min(s->offset + s->left, (uint64_t)s->grant.bytes);
-    return 0;
+        rc = fk_grant_take(s->m->t, &s->ref, &s->grant, &s->parked);
+    if (rc == -EINPROGRESS) {
+        s->parked->resume = slot_resume;
+        s->parked->who = s;
+    }
+    if (!rc)
+        granted(s);
+    return rc;
 }
 
 static int release(struct fk_moon_server *s)
@@ -95,11 +109,11 @@ static int put_status(struct fk_moon_server *s, uint64_t status)
     return 0;
 }
 
-static int refuse(struct fk_moon_server *s, unsigned opcode)
+static int refuse(struct fk_moon_server *s)
 {
     s->left = 0;
     /* The old wire has no word for it but the connection's end. */
-    return opcode & FK_MOON_V2 ? put_status(s, FK_MOON_REFUSED) : -EACCES;
+    return s->opcode & FK_MOON_V2 ? put_status(s, FK_MOON_REFUSED) : -EACCES;
 }
 
 static int put_header(struct fk_moon_server *s)
@@ -118,41 +132,44 @@ static int put_header(struct fk_moon_server *s)
     return 0;
 }
 
+/* The read's first slot, or its header, was granted or not: the status. */
+static int begin(struct fk_moon_server *s, int rc)
+{
+    s->begun = true;
+    if (rc)
+        return refuse(s);
+    if (s->header) {
+        s->left = 0;
+        return put_header(s);
+    }
+    return s->opcode & FK_MOON_V2 ? put_status(s, FK_MOON_OK) : 0;
+}
+
 static int on_request(struct fk_moon_server *s)
 {
     const uint8_t *p = fk_stream_data(&s->stream);
-    unsigned opcode;
-    bool header;
-    int rc = fk_moon_get_request(p, &s->left, &s->address, &opcode);
+    int rc = fk_moon_get_request(p, &s->left, &s->address, &s->opcode);
 
     fk_stream_used(&s->stream, FK_MOON_REQUEST);
     if (rc)
         return rc;
-    if ((opcode & ~FK_MOON_V2) == FK_MOON_WRITE) {      /* its bytes would follow: the end after the refusal */
+    if ((s->opcode & ~FK_MOON_V2) == FK_MOON_WRITE) {   /* its bytes would follow: the end after the refusal */
         s->ending = true;
         s->m->t->delta.refused++;
-        return refuse(s, opcode);
+        return refuse(s);
     }
-    if (grant_next(s, &header))
-        return refuse(s, opcode);
-    if (header) {
-        s->left = 0;
-        return put_header(s);
-    }
-    return opcode & FK_MOON_V2 ? put_status(s, FK_MOON_OK) : 0;
+    s->begun = false;
+    rc = grant_next(s);
+    return rc == -EINPROGRESS ? 0 : begin(s, rc);
 }
 
-/* Sends of the granted slots what goes; -EAGAIN: the socket is full. */
+/* Sends of the granted slots what goes; -EAGAIN: the socket is full, or the slot comes later. */
 static int send_slots(struct fk_moon_server *s)
 {
-    bool header;
-
     while (s->left) {
-        if (!s->granted) {
-            int rc = grant_next(s, &header);
-            if (rc)
-                return rc;
-        }
+        int rc = s->parked ? -EAGAIN : s->granted ? 0 : grant_next(s);
+        if (rc)
+            return rc == -EINPROGRESS ? -EAGAIN : rc;
         size_t n = fk_min(s->end - s->offset, SEND_CHUNK);
         ssize_t sent = send(s->stream.fd, (const char *)s->grant.data + s->offset, n, MSG_NOSIGNAL);
         if (sent < 0)
@@ -217,19 +234,45 @@ static int handshake_turn(struct fk_moon_server *s)
     return rc ? rc : -ESHUTDOWN;
 }
 
-static void server_ready(struct fk_watch *w, uint32_t events)
+static void take_turn(struct fk_moon_server *s)
 {
-    struct fk_moon_server *s = (struct fk_moon_server *)((char *)w - offsetof(struct fk_moon_server, watch));
     int rc = s->handshake ? handshake_turn(s) : data_turn(s);
 
     if (rc != -EAGAIN) {
         fk_moon_server_close(s->m, s);
         return;
     }
-    bool full = fk_stream_unsent(&s->stream) || s->left;
-    fk_watch_change(s->m->t, w, full ? EPOLLOUT : EPOLLIN);
+    bool full = fk_stream_unsent(&s->stream) || (s->left && !s->parked);
+    fk_watch_change(s->m->t, &s->watch, full ? EPOLLOUT : s->parked ? EPOLLRDHUP : EPOLLIN);
     if (!full || s->until_us == UINT64_MAX)
         progress(s);
+}
+
+static void server_ready(struct fk_watch *w, uint32_t events)
+{
+    struct fk_moon_server *s = (struct fk_moon_server *)((char *)w - offsetof(struct fk_moon_server, watch));
+
+    if (s->parked && !(events & EPOLLOUT))      /* the reader has gone */
+        fk_moon_server_close(s->m, s);
+    else
+        take_turn(s);
+}
+
+static void slot_resume(struct fk_transport *t, struct fk_parked *k, int rc, const struct fk_grant *g)
+{
+    struct fk_moon_server *s = k->who;
+
+    s->parked = NULL;
+    if (!rc) {
+        s->grant = *g;
+        granted(s);
+    }
+    if (!s->begun)
+        rc = begin(s, rc);
+    if (rc)
+        fk_moon_server_close(s->m, s);
+    else
+        take_turn(s);
 }
 
 static void accept_one(struct fk_mooncake *m, int listener, bool handshake)

@@ -13,7 +13,8 @@
  *
  *   reader                                       owner
  *   fk_transport_read --> asks ----------------> grant(): checks key, slot, generation, epoch, space,
- *                                                |        namespace; pins
+ *                                                |        namespace; pins. Or "later": the read waits for
+ *                                                |        fk_transport_granted
  *   buffer <-- payload ------------------------- '  writes
  *                                                release(): still the same generation? unpins
  *   fk_transport_take <-- checksum verified <--- status and checksum
@@ -23,7 +24,8 @@
  * time, as free again (FK_READ_RELEASED), when the transport has made sure: the late bytes have come, or
  * the connection is closed. Until then the buffer must be left alone.
  *
- * Threads: any thread may call; grant() and release() are called in the transport's thread and must not block.
+ * Threads: any thread may call; grant() and release() are called in the transport's thread (release() for what close
+ * gives back: in the closing one) and must not block.
  * Errors: -errno. Knows keys and bytes, nothing of nodes, tiers or the cluster. Wire: docs/transport.md.
  */
 #ifndef FK_TRANSPORT_H
@@ -59,12 +61,13 @@ struct fk_grant {
     struct fk_key key;              /* what is in the slot. grant() fills these: they matter where the */
     uint64_t generation, epoch;     /* reader names a place, not a block (Mooncake's wire) */
     void *pin;                      /* the provider's own */
+    uint64_t later;                 /* its number for a grant that comes later; no two at a time have the same */
 };
 
 /* r->key is zero where the reader names a place: whatever is in that slot and may be shared. */
 struct fk_provider {
     /* 0: pinned; -ENOENT: not there (any more), another generation or epoch; -EACCES: not shared; -EAGAIN: not
-     * now. Another answer is taken for -EIO. */
+     * now; -EINPROGRESS: fk_transport_granted says it later, under out->later. Another answer is taken for -EIO. */
     int (*grant)(void *ctx, const struct fk_block_ref *r, struct fk_grant *out);
     /* Once for each grant. 0: the bytes have been this block's all the time; -ENOENT: not so. */
     int (*release)(void *ctx, const struct fk_block_ref *r, struct fk_grant *g);
@@ -98,7 +101,8 @@ struct fk_transport;
 /* 0 or -errno with one line in error that names what to change. */
 int fk_transport_open(const struct fk_transport_params *p, struct fk_transport **out, char *error,
                       size_t error_bytes);
-/* Ends every read (-ECANCELED; not delivered) and gives back every grant. No buffer is written to after it. */
+/* Ends every read (-ECANCELED; not delivered) and gives back every grant that it was given. No buffer is written to after
+ * it. */
 void fk_transport_close(struct fk_transport *t);
 
 const char *fk_transport_name(const struct fk_transport *t);
@@ -107,6 +111,17 @@ const char *fk_transport_address(const struct fk_transport *t);
 
 /* Memory that grants or buffers lie in; a hint that saves registering it again and again. */
 int fk_transport_register(struct fk_transport *t, void *base, size_t bytes);
+
+/*
+ * The end of a grant that answered -EINPROGRESS: once for each of them, at any time, from any thread, grant() too. rc and
+ * g as grant() would have had them; release() follows, once, for each that is taken with rc 0: after the bytes have gone, or
+ * at once if nobody wants them any more (the reader has gone, or has been told -EAGAIN after timeout_ms). So g must
+ * stay good until then.
+ * 0: taken. -ESHUTDOWN: the transport is being closed, the grant stays the provider's. -EINVAL; -ENOMEM: the same.
+ * Whoever calls makes sure that fk_transport_close has not returned. Grants that were not given by then are forgotten:
+ * nothing is called for them, what they hold is the provider's to clean up.
+ */
+int fk_transport_granted(struct fk_transport *t, uint64_t later, int rc, const struct fk_grant *g);
 
 /* Slots of one size that readers may ask for by place (mooncake; others ignore it): one for each space and tier. */
 struct fk_window {

@@ -40,6 +40,10 @@ struct owner {
     uint32_t grants, releases;
     uint32_t change_after;              /* the n-th grant's slot changes its generation while it is read */
     bool wrong_checksum;
+    /* grants that come later: put aside here */
+    bool defer;
+    struct fk_block_ref put_aside[4 * SLOTS];
+    uint32_t n_put_aside;
 };
 
 static inline struct fk_key owner_key(uint32_t slot)
@@ -71,9 +75,8 @@ static inline void owner_free(struct owner *o)
     pthread_mutex_destroy(&o->lock);
 }
 
-static inline int owner_grant(void *ctx, const struct fk_block_ref *r, struct fk_grant *g)
+static inline int owner_grant_now(struct owner *o, const struct fk_block_ref *r, struct fk_grant *g)
 {
-    struct owner *o = ctx;
     bool by_place = fk_key_is_zero(r->key);
     int rc = -ENOENT;
 
@@ -96,6 +99,41 @@ static inline int owner_grant(void *ctx, const struct fk_block_ref *r, struct fk
     }
     pthread_mutex_unlock(&o->lock);
     return rc;
+}
+
+static inline int owner_grant(void *ctx, const struct fk_block_ref *r, struct fk_grant *g)
+{
+    struct owner *o = ctx;
+
+    pthread_mutex_lock(&o->lock);
+    bool defer = o->defer;
+    int rc = o->n_put_aside < fk_array_size(o->put_aside) ? -EINPROGRESS : -EAGAIN;
+    if (defer && rc == -EINPROGRESS) {
+        g->later = 1000 + o->n_put_aside;
+        o->put_aside[o->n_put_aside++] = *r;
+    }
+    pthread_mutex_unlock(&o->lock);
+    return defer ? rc : owner_grant_now(o, r, g);
+}
+
+static inline uint32_t owner_put_aside(struct owner *o)
+{
+    pthread_mutex_lock(&o->lock);
+    uint32_t n = o->n_put_aside;
+    pthread_mutex_unlock(&o->lock);
+    return n;
+}
+
+/* Grants the i-th that was put aside. */
+static inline int owner_give(struct owner *o, struct fk_transport *t, uint32_t i)
+{
+    struct fk_grant g = { 0 };
+
+    pthread_mutex_lock(&o->lock);
+    struct fk_block_ref r = o->put_aside[i];
+    pthread_mutex_unlock(&o->lock);
+    int rc = owner_grant_now(o, &r, &g);
+    return fk_transport_granted(t, 1000 + i, rc, &g);
 }
 
 static inline int owner_release(void *ctx, const struct fk_block_ref *r, struct fk_grant *g)
