@@ -114,6 +114,12 @@ uint64_t fk_cluster_next_wakeup(const struct fk_cluster *c);
 uint32_t fk_cluster_extend(const struct fk_cluster *c, uint8_t space, const struct fk_key *keys,
                            uint32_t n, uint32_t known, const uint64_t *local, uint64_t now_us,
                            struct fk_remote_hit *hits);
+/* The holder of one block to ask now; see fk_remote_find. */
+bool fk_cluster_find(const struct fk_cluster *c, uint8_t space, struct fk_key key, uint16_t prev,
+                     uint64_t now_us, struct fk_remote_hit *out);
+/* The holder said that it has not what `hit` says: forgotten, unless it has told us something newer. */
+void fk_cluster_not_there(struct fk_cluster *c, uint16_t node, uint64_t epoch, struct fk_key key,
+                          const struct fk_remote_hit *hit);
 struct fk_cluster_peer {
     const struct fk_node_record *record;/* until the next call that is not const */
     uint64_t epoch, blocks[2];

@@ -582,6 +582,25 @@ uint32_t fk_cluster_extend(const struct fk_cluster *c, uint8_t space, const stru
     return fk_remote_extend(c->remote, space, keys, n, known, local, now_us, hits);
 }
 
+bool fk_cluster_find(const struct fk_cluster *c, uint8_t space, struct fk_key key, uint16_t prev,
+                     uint64_t now_us, struct fk_remote_hit *out)
+{
+    return fk_remote_find(c->remote, space, key, prev, now_us, out);
+}
+
+void fk_cluster_not_there(struct fk_cluster *c, uint16_t node, uint64_t epoch, struct fk_key key,
+                          const struct fk_remote_hit *hit)
+{
+    const struct peer *p = node < FK_REMOTE_NODES ? c->by_node[node] : NULL;
+    struct fk_change gone = { .key = key, .tier = hit->tier, .space = hit->space, .removed = true };
+    uint32_t slot, generation;
+
+    if (p && p->epoch == epoch &&
+        fk_remote_holds(c->remote, node, hit->space, key, hit->tier, &slot, &generation) &&
+        slot == hit->slot && generation == hit->generation)
+        (void)fk_remote_apply(c->remote, node, &gone);
+}
+
 static void describe(const struct fk_cluster *c, const struct peer *p, uint64_t now_us,
                      struct fk_cluster_peer *out)
 {

@@ -44,7 +44,7 @@ static inline void fk_names_set(struct fk_names *n, uint32_t cpu_slot, const str
                                 const uint32_t *tokens)
 {
     n->name[cpu_slot] = *name;
-    if (name->hash)
+    if (name->hash && tokens)
         memcpy(fk_names_tokens(n, cpu_slot), tokens, n->tokens_per_block * sizeof(*tokens));
 }
 

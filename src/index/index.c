@@ -165,7 +165,7 @@ static void event(struct fk_index *ix, const struct fk_entry *e, enum fk_tier ti
         return;
     struct fk_index_event ev = { .key = e->key, .space = ix->groups[e->group].space,
                                  .slot = { e->slot[FK_TIER_CPU], e->slot[FK_TIER_SSD] },
-                                 .tier = (uint8_t)tier, .stored = stored };
+                                 .tier = (uint8_t)tier, .group = e->group, .stored = stored };
     if (e->parent != FK_NONE)
         ev.parent = ix->entries[e->parent].key;
     if (fk_vec_push(&ix->events, ev))

@@ -95,7 +95,7 @@ struct fk_index_event {
     struct fk_key key, parent;
     uint32_t slot[FK_TIERS];            /* at that moment, of each tier; FK_NONE: none */
     uint32_t space;
-    uint8_t tier;
+    uint8_t tier, group;
     bool stored;
 };
 

@@ -184,7 +184,7 @@ uint32_t fk_core_take_events(struct fk_core *core, struct fk_core_event *out, ui
     for (uint32_t i = 0; i < n; i++)
         out[i] = (struct fk_core_event){ .key = ev[i].key, .parent = ev[i].parent,
                                          .slot = { ev[i].slot[0], ev[i].slot[1] },
-                                         .space = ev[i].space, .tier = ev[i].tier,
+                                         .space = ev[i].space, .tier = ev[i].tier, .group = ev[i].group,
                                          .stored = ev[i].stored };
     core->events_taken += n;
     if (n && core->events_taken == core->ix.events.len) {
@@ -220,6 +220,7 @@ uint32_t fk_core_present(const struct fk_core *core, uint32_t *at, struct fk_cor
         if (p.slot[FK_TIER_CPU] == FK_NONE && p.slot[FK_TIER_SSD] == FK_NONE)
             continue;
         p.space = ix->groups[e->group].space;
+        p.group = e->group;
         out[n++] = p;
     }
     *at = end == ix->n_entries_used ? FK_NONE : end;

@@ -214,7 +214,7 @@ struct fk_core_event {
     struct fk_key key, parent;
     uint32_t slot[FK_TIERS];        /* at that moment; FK_NONE: none */
     uint32_t space;
-    uint8_t tier;
+    uint8_t tier, group;            /* group: the index's number, as of fk_core_group_add */
     bool stored;
 };
 uint32_t fk_core_take_events(struct fk_core *core, struct fk_core_event *out, uint32_t max);
@@ -225,7 +225,7 @@ bool fk_core_events_lost(struct fk_core *core);
  * of a walk is found by it. */
 struct fk_core_present {
     struct fk_key key;
-    uint32_t space;
+    uint32_t space, group;
     uint32_t slot[FK_TIERS];        /* FK_NONE: not READY there */
 };
 uint32_t fk_core_present(const struct fk_core *core, uint32_t *at, struct fk_core_present *out,

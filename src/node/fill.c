@@ -247,7 +247,7 @@ void core_fill_done(struct fk_core *core, uint32_t at, int status, bool busy)
     struct fill f = core->fills.data[at];
     struct fk_entry *e = &core->ix.entries[f.entry];
 
-    if (f.from == FILL_ELSEWHERE && status)
+    if (f.from == FILL_ELSEWHERE && status && status != -ECANCELED)
         core->stats.peer.errors++;
     if (fk_entry_in(e, FK_TIER_CPU) != FK_FILLING) {
         status = status ? status : -ECANCELED;          /* a reset came in between */

@@ -40,6 +40,9 @@ struct fk_peers_params {
     uint64_t timeout_us;                /* of a fetch; 0: 2 s */
     uint32_t max_in_flight;             /* fetches under way; 0: 1024 */
     uint32_t staging_buffers;           /* for share_ssd; 0: 16 */
+    /* A cpu slot is about to get other bytes; may be NULL. */
+    void (*filling)(void *ctx, uint32_t space, uint32_t slot);
+    void *ctx;
 };
 
 /* -ENOMEM. The core, the cluster and the transport must outlive it. */
@@ -84,6 +87,7 @@ int fk_peers_release(struct fk_peers *p, const struct fk_block_ref *r, struct fk
 /* SSD blocks that others want: to be read into the buffer and verified, like a fill. */
 struct fk_peers_stage { uint32_t id, space, ssd_slot; struct fk_key key; void *buffer; };
 uint32_t fk_peers_take_stage(struct fk_peers *p, struct fk_peers_stage *out, uint32_t max);
+bool fk_peers_wants_stage(const struct fk_peers *p);
 void fk_peers_staged(struct fk_peers *p, uint32_t id, int status, uint64_t now_us);
 
 struct fk_peers_stats {
