@@ -3,6 +3,8 @@
 
 #include <stdio.h>
 
+#include "api/sharing.h"
+
 /* "[rediss://|redis://][USER:PASSWORD@]HOST[:PORT][/DB]", or the path of a unix socket. */
 static int set_redis(struct fk_config *cfg, const char *url)
 {
@@ -67,11 +69,6 @@ int cluster_options_load(const struct cluster_options *o, struct fk_config **con
     if (rc)
         return rc;
     const struct fk_settings *s = &(*config)->settings;
-    *redis = (struct fk_redis_params){
-        .host = s->redis_host, .port = (uint16_t)s->redis_port, .user = s->redis_user,
-        .password = s->redis_password, .db = (uint32_t)s->redis_db, .tls = s->redis_tls,
-        .tls_ca = s->redis_tls_ca, .tls_cert = s->redis_tls_cert, .tls_key = s->redis_tls_key,
-        .timeout_us = (uint64_t)s->redis_timeout_ms * 1000,
-    };
+    fk_redis_params_from(s, redis);
     return 0;
 }

@@ -98,20 +98,26 @@ void fk_node_events_drain(struct fk_node *node)
     struct fk_node_events *e = node->events;
     struct fk_core_event ev[64];
     struct fk_space *s = NULL;
-    uint64_t head = e->journal.head;
+    uint64_t head = e ? e->journal.head : 0;
     uint32_t n;
 
     while ((n = fk_core_take_events(node->core, ev, fk_array_size(ev))) > 0) {
-        for (uint32_t i = 0; i < n; i++) {
+        if (node->sharing)
+            fk_node_share_tell(node, ev, n);
+        for (uint32_t i = 0; e && i < n; i++) {
             if (!s || s->id != ev[i].space)
                 s = fk_node_space(node, ev[i].space);
             if (s)                  /* else its opening failed half-way */
                 fk_announce(&e->journal, s->names, &ev[i]);
         }
     }
-    if (fk_core_events_lost(node->core))
-        fk_journal_gap(&e->journal);
-    if (e->journal.head != head)
+    if (fk_core_events_lost(node->core)) {
+        if (e)
+            fk_journal_gap(&e->journal);
+        if (node->sharing)
+            fk_node_share_lost(node);
+    }
+    if (e && e->journal.head != head)
         wake_feeds(node);
 }
 

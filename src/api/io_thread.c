@@ -8,6 +8,7 @@
  */
 #include "api/node_impl.h"
 #include "base/clock.h"
+#include "peer/peer.h"
 
 #define MAX_SLEEP_US 1000000u       /* a lost wake-up costs a second at most, never a hang */
 #define REGISTER_CHUNK FK_GIB       /* the kernel takes no larger buffer */
@@ -19,6 +20,7 @@ struct batch {
     struct fk_ssd_req out[FK_NODE_SSD_BATCH];
     struct fk_ssd_done tier_done[FK_NODE_SSD_BATCH];
     struct fk_io *io[FK_NODE_SSD_BATCH];
+    struct fk_peers_stage stage[FK_NODE_STAGE_BATCH];   /* SSD blocks that other nodes read */
     uint32_t resets;                /* carried out in this turn */
     int reset_status;
 };
@@ -254,7 +256,8 @@ static uint32_t take_turn(struct fk_node *node, struct batch *b, uint32_t n_befo
     atomic_store(&node->io_signalled, false);
     pthread_mutex_lock(&node->lock);
     uint32_t n = take_requests(node, b);
-    bool left = fk_core_work(node->core).ssd;
+    uint32_t n_stage = node->engine ? fk_node_stage_take(node, b->stage, FK_NODE_STAGE_BATCH) : 0;
+    bool left = fk_core_work(node->core).ssd || fk_node_stage_wanted(node);
     uint64_t wakeup = fk_core_next_wakeup(node->core);
     note_read_rates(node, now);
     node->io_sleeps_until = fk_min(wakeup, now + MAX_SLEEP_US);
@@ -265,6 +268,7 @@ static uint32_t take_turn(struct fk_node *node, struct batch *b, uint32_t n_befo
     pthread_mutex_unlock(&node->lock);
 
     submit(node, b, n, now);
+    fk_node_stage_submit(node, b->stage, n_stage, now);
     /* With nothing in flight no completion would come to fetch what is left. */
     bool more = n_before == FK_NODE_SSD_BATCH || (left && !stores_inflight(node));
     /* A reset is reported at once; it waits in the engine itself and may have taken a wake-up that
@@ -277,8 +281,12 @@ static uint32_t take_turn(struct fk_node *node, struct batch *b, uint32_t n_befo
     pthread_mutex_lock(&node->lock);
     tell_dirs_out(node);
     report_resets(node, b);
-    if (n)
-        fk_core_ssd_done(node->core, b->done, n, now);
+    uint32_t core_done = 0;
+    for (uint32_t i = 0; i < n; i++)
+        if (!fk_node_stage_done(node, &b->done[i], now))
+            b->done[core_done++] = b->done[i];
+    if (core_done)
+        fk_core_ssd_done(node->core, b->done, core_done, now);
     if (now >= fk_core_next_wakeup(node->core))
         fk_core_tick(node->core, now);
     fk_node_unlock(node);

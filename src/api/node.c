@@ -17,10 +17,13 @@ void fk_node_unlock(struct fk_node *node)
     if (work.events)
         fk_node_events_drain(node);
     bool post = work.completions && !node->event_set;
-    bool wake_io = work.ssd || fk_core_next_wakeup(node->core) < node->io_sleeps_until;
+    bool wake_io = work.ssd || fk_core_next_wakeup(node->core) < node->io_sleeps_until ||
+                   fk_node_stage_wanted(node);
 
     if (work.jobs && fk_links_push(node))
         pthread_cond_signal(&node->agent_wake);
+    if (work.fetches)
+        fk_node_share_wake(node);
     if (work.cancels != node->cancels_told) {
         node->cancels_told = work.cancels;
         fk_links_cancel(node);
@@ -53,7 +56,8 @@ static struct fk_core_params core_params(const struct fk_settings *set)
         .op_timeout_us = (uint64_t)set->op_timeout_ms * 1000,
         .lease_timeout_us = (uint64_t)set->lease_timeout_ms * 1000,
         .cancel_grace_us = CANCEL_GRACE_US,
-        .events = set->enable_kv_events,
+        .copies_go_first = set->peer_copies == FK_PEER_COPIES_EVICT_FIRST,
+        .events = set->enable_kv_events || fk_node_shares(set),
         .seed = fk_clock_ns() | 1,
     };
 }
@@ -130,6 +134,8 @@ static void free_node(struct fk_node *node)
         fk_space_free(node->spaces, stuck != 0);
         node->spaces = next;
     }
+    if (!stuck)                     /* the disk may still write to what is lent from it */
+        fk_node_share_free(node);
     fk_core_destroy(node->core);
     if (node->engine && !stuck)
         node->engine->ops->destroy(node->engine);
@@ -172,7 +178,10 @@ FLEXKV_API int flexkv_node_open(const flexkv_config *config, flexkv_node **out)
         rc = fk_node_io_start(node);
     if (!rc && *node->set->kv_events_endpoint)
         rc = fk_node_publish_start(node);
+    if (!rc && fk_node_shares(node->set))
+        rc = fk_node_share_start(node);
     if (rc) {
+        fk_node_publish_stop(node);
         fk_node_io_stop(node);
         node->closing = true;
         if (node->has_agent)
@@ -239,6 +248,7 @@ void fk_local_close(flexkv_node *pub)
     fk_node_publish_stop(node);
     fk_server_stop(node);
     fk_node_io_stop(node);
+    fk_node_share_stop(node);       /* what the I/O thread reads for others it hands to the transport */
     pthread_mutex_lock(&node->lock);
     node->closing = true;
     pthread_cond_broadcast(&node->agent_wake);

@@ -27,10 +27,13 @@
 #include "tier/ssd.h"
 
 #define FK_NODE_SSD_BATCH 128
+#define FK_NODE_STAGE_BATCH 16
 
 struct fk_node;
 struct fk_link;
 struct fk_server;
+struct fk_sharing;
+struct fk_peers_stage;
 
 struct fk_space {                   /* one KV geometry and its share of the tiers */
     struct fk_node *node;
@@ -51,7 +54,7 @@ struct fk_space {                   /* one KV geometry and its share of the tier
     struct fk_names_file *names_file;   /* the same on SSD; NULL: no SSD, or events are off */
     uint32_t dirs_out;              /* as last told to the core */
     struct fk_rates {               /* what moving and computing take; see rates.c */
-        double copy_us, ssd_us, compute_us;     /* per block; 0: not known */
+        double copy_us, ssd_us, fetch_us, compute_us;   /* per block; 0: not known */
         uint64_t ssd_busy_since, ssd_bytes;
     } rates;
 };
@@ -91,7 +94,7 @@ struct fk_namespace {
 };
 
 /* A quota group of a space, and the namespace it was configured for. */
-struct fk_group_name { uint32_t space, group; const char *name; };
+struct fk_group_name { uint32_t space, group; const char *name; bool unshared; };
 
 struct fk_node {
     flexkv_node pub;
@@ -134,6 +137,7 @@ struct fk_node {
     struct fk_link *links;          /* agents of other processes */
     uint32_t cancels_told;          /* see fk_core_work */
     struct fk_node_events *events;  /* NULL: off */
+    struct fk_sharing *sharing;     /* NULL: in no cluster */
 };
 
 #define fk_local_node(pub_) ((struct fk_node *)(pub_))
@@ -217,6 +221,7 @@ extern const struct fk_node_vt fk_local_vt;
 
 /* rates.c, with the lock: what the tiers have shown lately goes to the core. */
 void fk_rates_copied(struct fk_space *space, uint32_t blocks, uint64_t us);
+void fk_rates_fetched(struct fk_space *space, double us_per_block);
 void fk_rates_read(struct fk_space *space, uint64_t bytes, uint64_t now_us, bool busy);
 int fk_local_set_compute_rate(flexkv_space *space, double tokens_per_second);
 
@@ -233,7 +238,8 @@ void fk_server_wake(struct fk_node *node);
 /* events.c; with the lock, and only where node->events is there: */
 int fk_node_events_create(struct fk_node *node);
 void fk_node_events_destroy(struct fk_node *node);
-/* What the core has told goes into the journal, under the names that the slots have now. */
+/* What the core has told goes into the journal, under the names that the slots have now, and to the cluster. Also
+ * without node->events. */
 void fk_node_events_drain(struct fk_node *node);
 /* Every subscriber compares what it knows with what is there. */
 void fk_node_events_look_anew(struct fk_node *node);
@@ -251,6 +257,27 @@ uint32_t fk_node_label_get(struct fk_node *node, const struct fk_label *label);
 void fk_node_events_stats(struct fk_node *node, flexkv_stats *out);
 int fk_local_namespace_label(flexkv_namespace *ns, const char *lora_name, const char *cache_salt);
 int fk_local_events_open(flexkv_node *node, flexkv_space *space, flexkv_events **out);
+
+/* sharing.c: where node->sharing is there; all but start, stop, free and stage_submit with the lock. */
+bool fk_node_shares(const struct fk_settings *set);
+int fk_node_share_start(struct fk_node *node);
+void fk_node_share_stop(struct fk_node *node);
+void fk_node_share_free(struct fk_node *node);
+void fk_node_share_wake(struct fk_node *node);
+void fk_node_share_tell(struct fk_node *node, const struct fk_core_event *ev, uint32_t n);
+void fk_node_share_lost(struct fk_node *node);
+int fk_node_share_space(struct fk_space *s);
+/* How far others reach with what is here. */
+uint32_t fk_node_reach(struct fk_node *node, const struct fk_instance *in, const struct fk_key *keys,
+                       uint32_t n, uint32_t known, uint64_t now);
+/* SSD blocks that others want; also without node->sharing. */
+bool fk_node_stage_wanted(const struct fk_node *node);
+uint32_t fk_node_stage_take(struct fk_node *node, struct fk_peers_stage *out, uint32_t max);
+void fk_node_stage_submit(struct fk_node *node, const struct fk_peers_stage *stage, uint32_t n, uint64_t now);
+/* false: it is the core's. */
+bool fk_node_stage_done(struct fk_node *node, const struct fk_core_ssd_done *done, uint64_t now);
+struct json_t *fk_node_share_json(const struct fk_node *node);
+void fk_node_share_stats(struct fk_node *node, flexkv_stats *out);
 
 /* names_io.c */
 struct fk_names_io {                /* what a request's name needs, taken under the lock */

@@ -16,8 +16,13 @@ int fk_local_match(flexkv_namespace *pub, const struct fk_key *keys, uint32_t n,
     *out = (flexkv_match_result){ 0 };
     pthread_mutex_lock(&node->lock);
     /* What could not be delivered is no hit. */
-    if (!in->remote || in->n_registered == in->n_workers)
-        fk_core_match(node->core, in->id, keys, n, fk_clock_us(), out);
+    if (!in->remote || in->n_registered == in->n_workers) {
+        uint64_t now = fk_clock_us();
+        fk_core_match(node->core, in->id, keys, n, now, out);
+        if (node->sharing && out->blocks < n)
+            fk_core_match_extend(node->core, in->id, fk_local_namespace(pub)->group, keys,
+                                 fk_node_reach(node, in, keys, n, out->blocks, now), now, out);
+    }
     fk_node_unlock(node);
     return 0;
 }
@@ -117,6 +122,11 @@ int fk_node_prefetch(struct fk_namespace *ns, const struct fk_key *keys, uint32_
 
     a.results = NULL;       /* how many blocks there are is known only at the end */
     pthread_mutex_lock(&node->lock);
+    if (node->sharing) {
+        uint32_t here = fk_core_here(node->core, ns->instance->id, keys, n, NULL);
+        a.group = ns->group;
+        a.reach = fk_node_reach(node, ns->instance, keys, n, here, now);
+    }
     int rc = fk_core_prefetch(node->core, ns->instance->id, keys, n, &a, now, op);
     fk_node_unlock(node);
     return rc ? fk_api_fail(rc, "out of memory") : 0;
@@ -217,6 +227,8 @@ int fk_local_stats(flexkv_node *pub, flexkv_stats *out)
     fk_core_get_stats(node->core, out);
     if (node->events)
         fk_node_events_stats(node, out);
+    if (node->sharing)
+        fk_node_share_stats(node, out);
     fk_node_unlock(node);
     out->cpu.bytes_read = atomic_load(&node->bytes_to_engine);
     out->cpu.bytes_written = atomic_load(&node->bytes_from_engine);

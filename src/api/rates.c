@@ -15,6 +15,7 @@ static void blend(double *rate, double seen)
 static void tell_core(struct fk_space *s)
 {
     struct fk_core_costs costs = { .copy_us = s->rates.copy_us, .ssd_us = s->rates.ssd_us,
+                                   .fetch_us = s->rates.fetch_us,
                                    .compute_us = s->rates.compute_us };
 
     fk_core_set_costs(s->node->core, s->id, &costs);
@@ -49,6 +50,15 @@ void fk_rates_read(struct fk_space *s, uint64_t bytes, uint64_t now_us, bool bus
         r->ssd_busy_since = busy ? now_us : 0;
         r->ssd_bytes = bytes;
     }
+}
+
+/* As the peer tier has measured it; 0: not yet. */
+void fk_rates_fetched(struct fk_space *s, double us_per_block)
+{
+    if (us_per_block == s->rates.fetch_us)
+        return;
+    s->rates.fetch_us = us_per_block;
+    tell_core(s);
 }
 
 int fk_local_set_compute_rate(flexkv_space *pub, double tokens_per_second)

@@ -101,7 +101,7 @@ static int add_groups(struct fk_space *s, const uint32_t slots[FK_TIERS])
     for (size_t i = 0; i < node->set->namespaces.count; i++) {
         const struct fk_namespace_quota *ns = &node->set->namespaces.item[i];
         struct fk_core_quota quota = quota_of(s, ns, slots);
-        struct fk_group_name g = { .space = s->id, .name = ns->name };
+        struct fk_group_name g = { .space = s->id, .name = ns->name, .unshared = ns->unshared };
         int rc = fk_core_group_add(node->core, s->id, &quota, &g.group);
         if (rc || fk_vec_push(&node->groups, g))
             return fk_api_fail(rc ? rc : -ENOMEM, "namespaces: no room for the quota of %s",
@@ -237,6 +237,8 @@ static int add_to_core(struct fk_space *s, const uint32_t slots[FK_TIERS],
         return fk_api_fail(rc, "space %s: no memory for an index of %u + %u blocks", s->name,
                            slots[FK_TIER_CPU], slots[FK_TIER_SSD]);
     rc = add_groups(s, slots);
+    if (!rc && s->node->sharing)
+        rc = fk_node_share_space(s);
     return rc || !s->ssd ? rc : recover(s, list);
 }
 

@@ -45,6 +45,7 @@ static json_t *stats_json(const flexkv_stats *s)
         json_object_set_new(o, fields[i].name, number(fields[i].n));
     json_object_set_new(o, "cpu", tier_json(&s->cpu));
     json_object_set_new(o, "ssd", tier_json(&s->ssd));
+    json_object_set_new(o, "peer", tier_json(&s->peer));
     return o;
 }
 
@@ -67,6 +68,7 @@ static json_t *spaces_json(const struct fk_node *node)
         json_object_set_new(o, "ssd_used", number(s->ssd_slots - free_slots[FK_TIER_SSD]));
         json_object_set_new(o, "copy_us_per_block", json_real(s->rates.copy_us));
         json_object_set_new(o, "ssd_us_per_block", json_real(s->rates.ssd_us));
+        json_object_set_new(o, "peer_us_per_block", json_real(s->rates.fetch_us));
         json_object_set_new(o, "compute_us_per_block", json_real(s->rates.compute_us));
         json_array_append_new(list, o);
     }
@@ -149,6 +151,8 @@ int fk_node_status_json(struct fk_node *node, char **text)
     json_object_set_new(root, "spaces", spaces_json(node));
     json_object_set_new(root, "instances", instances_json(node));
     peers_json(node, clients, waiting);
+    if (node->sharing)
+        json_object_set_new(root, "cluster", fk_node_share_json(node));
     pthread_mutex_unlock(&node->lock);
     json_object_set_new(root, "clients", clients);
     json_object_set_new(root, "waiting_agents", waiting);

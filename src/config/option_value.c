@@ -467,11 +467,20 @@ static int parse_quotas(char *text, struct fk_namespace_quota *ns, const char **
         if (!*piece)
             continue;
         char *value = piece, *key = next_piece(&value, '=');
+        if (strcmp(key, "shared") == 0 && value) {
+            bool on;
+            if (parse_bool(NULL, next_piece(&value, '='), &on, why)) {
+                *why = "has a value of shared that is not yes or no";
+                return -EINVAL;
+            }
+            ns->unshared = !on;
+            continue;
+        }
         struct fk_quota *quota = strcmp(key, "max") == 0          ? &ns->max
                                  : strcmp(key, "guaranteed") == 0 ? &ns->guaranteed
                                                                   : NULL;
         if (!quota || !value) {
-            *why = "has something other than max=... and guaranteed=...";
+            *why = "has something other than max=..., guaranteed=... and shared=...";
             return -EINVAL;
         }
         if (parse_quota(next_piece(&value, '='), quota, why))
@@ -564,6 +573,8 @@ static void format_namespaces(const struct fk_option *opt, const void *field, FI
         fprintf(out, "%s%s:", i ? ";" : "", list->item[i].name);
         format_quota("max", &list->item[i].max, &sep, out);
         format_quota("guaranteed", &list->item[i].guaranteed, &sep, out);
+        if (list->item[i].unshared)
+            fprintf(out, "%sshared=no", sep);
     }
 }
 

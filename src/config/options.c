@@ -66,6 +66,7 @@ const char *const fk_option_status_names[] = {
 #define WHY_MEASURED "the way of copying is chosen by measuring each device at start"
 #define WHY_LAYOUT "a block is always stored as one run of bytes, its layers in order"
 #define WHY_LEASE "blocks are believed as long as their node is a member: node_ttl_seconds"
+#define WHY_CONTROL "nodes need no control address: p2p_listen is where they read from each other"
 #define WHY_DELTAS "each node follows the others' changes as they come; nothing is rebuilt"
 
 const struct fk_option fk_options[] = {
@@ -118,7 +119,7 @@ const struct fk_option fk_options[] = {
           "can make two of them collide: for trusted single-tenant use only" },
 { "namespaces", CATEGORY, NAMESPACES(namespaces),
   .help = "Quotas of namespaces: the most a namespace may take of each tier, and what is kept "
-          "for it even when others need room" },
+          "for it even when others need room. shared=no: its blocks stay on this node" },
 { "op_timeout_ms", CATEGORY, MS(op_timeout_ms, "20000", 1),
   .help = "Deadline of an operation that states none" },
 { "lease_timeout_ms", CATEGORY, MS(lease_timeout_ms, "30000", 1),
@@ -351,10 +352,24 @@ const struct fk_option fk_options[] = {
 
 #undef CATEGORY
 #define CATEGORY .category = FK_OPT_DISTRIBUTED
-{ "enable_p2p_cpu", CATEGORY, PLANNED, BOOL(enable_p2p_cpu, "0"),
-  .help = "Share the CPU tier with other nodes" },
-{ "enable_p2p_ssd", CATEGORY, PLANNED, BOOL(enable_p2p_ssd, "0"),
-  .help = "Share the SSD tier with other nodes" },
+{ "enable_p2p_cpu", CATEGORY, BOOL(enable_p2p_cpu, "0"),
+  .help = "1: other nodes of the cluster read blocks of the CPU tier, and this one reads theirs" },
+{ "enable_p2p_ssd", CATEGORY, BOOL(enable_p2p_ssd, "0"),
+  .help = "1: the same of the SSD tier" },
+{ "p2p_transport", CATEGORY, STRING(p2p_transport, "fabric"),
+  .help = "How nodes read from each other, the same on all of them: fabric (libfabric), mooncake" },
+{ "p2p_listen", CATEGORY, STRING(p2p_listen, ""),
+  .help = "IP or IP:PORT that other nodes read at; empty: any free port of local_ip" },
+{ "fabric_provider", CATEGORY, STRING(fabric_provider, ""),
+  .help = "Provider of libfabric, such as verbs;ofi_rxm or efa; empty: tcp;ofi_rxm" },
+{ "cluster_secret", CATEGORY, STRING(cluster_secret, ""), SECRET,
+  .help = "What nodes prove to each other that they belong to the cluster by, at least 16 characters; empty: made "
+          "of redis_password" },
+{ "peer_timeout_ms", CATEGORY, MS(peer_timeout_ms, "2000", 1),
+  .help = "How long a block may take from other nodes; then it counts as not there" },
+{ "peer_copies", CATEGORY, ENUM(peer_copies, "keep", "keep|evict_first"),
+  .help = "Blocks read from other nodes in the CPU tier: keep: like all others; evict_first: until they "
+          "are used again they go first, so nodes keep fewer copies of the same" },
 { "enable_3rd_remote", CATEGORY, PLANNED, BOOL(enable_3rd_remote, "0"),
   .help = "A third party's store as the last tier" },
 { "redis_host", CATEGORY, STRING(redis_host, "127.0.0.1"),
@@ -375,17 +390,17 @@ const struct fk_option fk_options[] = {
   .help = "How long Redis may take to answer before it is connected to anew" },
 { "cluster_name", CATEGORY, STRING(cluster_name, "default"),
   .help = "Name of the cluster, a part of each of its keys: clusters can share a Redis" },
-{ "node_name", CATEGORY, PLANNED, STRING(node_name, ""),
+{ "node_name", CATEGORY, STRING(node_name, ""),
   .help = "Name of this node, unlike any other's in the cluster; empty: local_ip and a port" },
-{ "node_zone", CATEGORY, PLANNED, STRING(node_zone, ""),
+{ "node_zone", CATEGORY, STRING(node_zone, ""),
   .help = "Nodes of one zone (rack, switch) are near each other, and read from each other first" },
-{ "local_ip", CATEGORY, PLANNED, STRING(local_ip, "127.0.0.1"),
+{ "local_ip", CATEGORY, STRING(local_ip, "127.0.0.1"),
   .help = "Address at which other nodes reach this one" },
-{ "node_ttl_seconds", CATEGORY, PLANNED, INT(node_ttl_seconds, "30", 1, 86400, "s"),
+{ "node_ttl_seconds", CATEGORY, INT(node_ttl_seconds, "30", 1, 86400, "s"),
   .help = "How long a silent node counts as a member" },
-{ "local_zmq_ip", CATEGORY, PLANNED, STRING(local_zmq_ip, "127.0.0.1"),
+{ "local_zmq_ip", CATEGORY, IGNORED(STRING, "127.0.0.1", WHY_CONTROL),
   .help = "Control address of this node" },
-{ "local_zmq_port", CATEGORY, PLANNED, PORT(local_zmq_port, "5555"), .help = "Its port" },
+{ "local_zmq_port", CATEGORY, IGNORED(INT, "5555", WHY_CONTROL), .help = "Its port" },
 { "lease_ttl_ms", CATEGORY, IGNORED(INT, "30000", WHY_LEASE), .unit = "ms",
   .help = "How long the reference believes an entry of another node's index" },
 { "renew_lease_ms", CATEGORY, IGNORED(INT, "4000", WHY_LEASE), .unit = "ms",
@@ -401,16 +416,16 @@ const struct fk_option fk_options[] = {
 { "lt_pool_initial_capacity", CATEGORY,
   IGNORED(INT, "10000000", "the index grows with its content"),
   .help = "Entries for which the reference allocates memory at start" },
-{ "mooncake_config_path", "MOONCAKE_CONFIG_PATH", CATEGORY, PLANNED,
+{ "mooncake_config_path", "MOONCAKE_CONFIG_PATH", CATEGORY,
   STRING(mooncake_config_path, ""),
   .help = "JSON file with engine_ip, engine_port, metadata_backend, metadata_server, "
           "metadata_server_auth, protocol and device_name of Mooncake" },
-{ "mooncake_engine_ip", CATEGORY, PLANNED, STRING(mooncake_engine_ip, ""),
+{ "mooncake_engine_ip", CATEGORY, STRING(mooncake_engine_ip, ""),
   .help = "Address of this node's Mooncake engine" },
-{ "mooncake_engine_port", CATEGORY, PLANNED, PORT(mooncake_engine_port, "0"), .help = "Its port" },
+{ "mooncake_engine_port", CATEGORY, PORT(mooncake_engine_port, "0"), .help = "Its port" },
 { "mooncake_metadata_backend", CATEGORY, PLANNED, STRING(mooncake_metadata_backend, "redis"),
   .help = "Kind of Mooncake's metadata server" },
-{ "mooncake_metadata_server", CATEGORY, PLANNED, STRING(mooncake_metadata_server, ""),
+{ "mooncake_metadata_server", CATEGORY, STRING(mooncake_metadata_server, ""),
   .help = "Mooncake's metadata server, as redis://HOST:PORT" },
 { "mooncake_metadata_server_auth", CATEGORY, PLANNED, STRING(mooncake_metadata_server_auth, ""),
   SECRET, .help = "Its password" },

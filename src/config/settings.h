@@ -35,6 +35,7 @@ enum fk_shared_kv_mode {
     FK_SHARED_KV_RANK0_ONLY, FK_SHARED_KV_LAYER_PARALLEL
 };
 enum fk_layerwise_notify { FK_LAYERWISE_HOSTFUNC, FK_LAYERWISE_POLLING };
+enum fk_peer_copies { FK_PEER_COPIES_KEEP, FK_PEER_COPIES_EVICT_FIRST };
 enum fk_mooncake_protocol { FK_MOONCAKE_TCP, FK_MOONCAKE_RDMA };
 
 struct fk_string_list {
@@ -53,6 +54,7 @@ struct fk_namespace_quota {
     char *name;
     struct fk_quota max;         /* NONE: the whole tier */
     struct fk_quota guaranteed;  /* NONE: nothing is kept for it */
+    bool unshared;               /* its blocks stay on this node */
 };
 
 struct fk_namespace_list {
@@ -174,6 +176,12 @@ struct fk_settings {
     bool enable_p2p_cpu;
     bool enable_p2p_ssd;
     bool enable_3rd_remote;
+    char *p2p_transport;
+    char *p2p_listen;
+    char *fabric_provider;
+    int64_t peer_timeout_ms;
+    enum fk_peer_copies peer_copies;
+    char *cluster_secret;
     char *redis_host;
     int64_t redis_port;
     char *redis_user;
@@ -189,8 +197,6 @@ struct fk_settings {
     char *node_zone;
     char *local_ip;
     int64_t node_ttl_seconds;
-    char *local_zmq_ip;
-    int64_t local_zmq_port;
     char *mooncake_config_path;
     char *mooncake_engine_ip;
     int64_t mooncake_engine_port;

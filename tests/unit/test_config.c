@@ -268,7 +268,7 @@ static void test_environment(void **state)
     setenv("FLEXKV_SSD_IO_DEPTH", "", 1);
     setenv("FLEXKV_EVICTION_POLCY", "arc", 1);
     setenv("MOONCAKE_CONFIG_PATH", "/m.json", 1);
-    setenv("FLEXKV_NAMESPACES", "a:max=50%,guaranteed=10%; b : max = 2G", 1);
+    setenv("FLEXKV_NAMESPACES", "a:max=50%,guaranteed=10%; b : max = 2G, shared = no", 1);
     assert_int_equal(fk_config_load_default(cfg), 0);
     assert_int_equal(s->cpu_cache_bytes, FK_GIB / 4);
     assert_int_equal(s->ssd_cache_dir.count, 2);
@@ -282,6 +282,7 @@ static void test_environment(void **state)
     assert_int_equal(s->namespaces.item[0].max.kind, FK_QUOTA_FRACTION);
     assert_true(s->namespaces.item[0].guaranteed.fraction == 0.1);
     assert_int_equal(s->namespaces.item[1].max.bytes, 2 * FK_GIB);
+    assert_true(s->namespaces.item[1].unshared && !s->namespaces.item[0].unshared);
     assert_string_equal(source_of(cfg, "cpu_cache_gb"), "environment FLEXKV_CPU_CACHE_GB");
     assert_string_equal(source_of(cfg, "ssd_io_depth"), "default");
     assert_has(log_text, "unknown option FLEXKV_EVICTION_POLCY; did you mean "
@@ -289,7 +290,7 @@ static void test_environment(void **state)
     assert_has(log_text, "ssd_layout has no meaning here and is ignored: a block is");
     assert_has(log_text, "FLEXKV_CPP_METRICS_PORT and FLEXKV_PY_METRICS_PORT mean the same option; "
                          "FLEXKV_PY_METRICS_PORT counts");
-    assert_has(log_text, "not used by this build yet: metrics_port, mla_d2h_mode, ");
+    assert_has(log_text, "not used by this build yet: metrics_port, mla_d2h_mode");
 }
 
 static const char *write_file(const char *name, const char *text)
