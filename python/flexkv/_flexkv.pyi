@@ -57,12 +57,13 @@ class Completion(tuple[int, int, int, int, int, int]):
     flags: int           # PAGES_BUSY
 
 @final
-class Match(tuple[int, int, int, int]):
+class Match(tuple[int, int, int, int, int]):
     """Struct sequence; lease 0 when blocks is 0."""
     lease: int
     blocks: int
     cpu_blocks: int
     ssd_blocks: int
+    peer_blocks: int
 
 @final
 class Node:

@@ -378,7 +378,7 @@ class TaskEngine:
             task = self._new_task(TaskType.GET, tokens.size, task_id)
             task.namespace, task.keys = named, keys
             match = self._match(task)
-        if match is not None and self._layerwise and match.ssd_blocks:
+        if match is not None and self._layerwise and match.blocks > match.cpu_blocks:
             self._fetch(task, match.blocks)
             with self._lock:
                 self._drop_lease(task)

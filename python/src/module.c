@@ -90,10 +90,11 @@ static PyStructSequence_Field match_fields[] = {
     { "blocks", "leading blocks that are known" },
     { "cpu_blocks", "of these, in the cpu tier" },
     { "ssd_blocks", "of these, on SSD only" },
+    { "peer_blocks", "of these, on other nodes or in a shared store only" },
     { 0 },
 };
 static PyStructSequence_Desc match_desc = {
-    "flexkv.Match", "What is known of a prompt.", match_fields, 4,
+    "flexkv.Match", "What is known of a prompt.", match_fields, 5,
 };
 
 static bool add_type(PyObject *module, PyTypeObject *type)

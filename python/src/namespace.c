@@ -172,9 +172,10 @@ static PyObject *match_record(struct fkpy_state *state, const flexkv_match_resul
     PyObject *fields[] = {
         PyLong_FromUnsignedLongLong(m->lease), PyLong_FromUnsignedLong(m->blocks),
         PyLong_FromUnsignedLong(m->cpu_blocks), PyLong_FromUnsignedLong(m->ssd_blocks),
+        PyLong_FromUnsignedLong(m->peer_blocks),
     };
 
-    return fkpy_record(state->match, fields, 4);
+    return fkpy_record(state->match, fields, 5);
 }
 
 static PyObject *match(PyObject *self, PyObject *const *args, Py_ssize_t n_args, PyObject *kwnames)

@@ -130,21 +130,51 @@ uint32_t *fk_node_events_slots(struct fk_node *node, uint32_t n)
     return fk_vec_reserve(&e->slots, fk_max(n, 1u)) ? NULL : e->slots.data;
 }
 
+/* Block i of the put as routers call it; hash 0: it has no name. */
+static struct fk_name name_of(const struct fk_namespace *ns, const flexkv_op_args *a, uint32_t first, uint32_t i)
+{
+    if (!a->event_hashes || ns->label == FK_NONE)
+        return (struct fk_name){ 0 };
+    return (struct fk_name){ .hash = a->event_hashes[i], .label = ns->label, .root = first + i == 0,
+                             .parent = i ? a->event_hashes[i - 1] : a->event_parent };
+}
+
+void fk_node_events_name_known(struct fk_namespace *ns, const flexkv_op_args *a, const struct fk_key *keys,
+                               uint32_t first, uint32_t n)
+{
+    struct fk_space *s = ns->instance->space;
+    struct fk_node_events *e = s->node->events;
+    uint64_t head = e->journal.head;
+
+    if (!a->event_hashes || ns->label == FK_NONE || fk_vec_reserve(&e->slots, fk_max(n, 1u)))
+        return;
+    fk_core_cpu_slots(s->node->core, ns->instance->id, keys, n, e->slots.data);
+    for (uint32_t i = 0; i < n; i++) {
+        uint32_t slot = e->slots.data[i];
+        if (slot == FK_NONE || s->names->name[slot].hash)
+            continue;
+        struct fk_name name = name_of(ns, a, first, i);
+        struct fk_core_event ev = { .key = keys[i], .slot = { slot, FK_NONE }, .space = s->id,
+                                    .tier = FK_TIER_CPU, .stored = true };
+        if (first + i)
+            ev.parent = keys[(ptrdiff_t)i - 1];
+        fk_names_set(s->names, slot, &name, a->event_tokens + (size_t)i * s->tokens_per_block);
+        fk_announce(&e->journal, s->names, &ev);
+    }
+    if (e->journal.head != head)
+        wake_feeds(s->node);
+}
+
 void fk_node_events_name(struct fk_namespace *ns, const flexkv_op_args *a, uint32_t first,
                          const uint32_t *slots, uint32_t n)
 {
     struct fk_space *s = ns->instance->space;
-    bool named = a->event_hashes && ns->label != FK_NONE;
 
     fk_node_events_drain(s->node);  /* what has left these slots had other names */
     for (uint32_t i = 0; i < n; i++) {
         if (slots[i] == FK_NONE)
             continue;
-        struct fk_name name = { 0 };
-        if (named)
-            name = (struct fk_name){ .hash = a->event_hashes[i], .label = ns->label,
-                                     .parent = i ? a->event_hashes[i - 1] : a->event_parent,
-                                     .root = first + i == 0 };
+        struct fk_name name = name_of(ns, a, first, i);
         fk_names_set(s->names, slots[i], &name,
                      a->event_tokens + (size_t)i * s->tokens_per_block);
     }

@@ -183,9 +183,10 @@ FLEXKV_API int flexkv_node_open(const flexkv_config *config, flexkv_node **out)
     if (rc) {
         fk_node_publish_stop(node);
         fk_node_io_stop(node);
+        pthread_mutex_lock(&node->lock);
         node->closing = true;
-        if (node->has_agent)
-            pthread_cond_signal(&node->agent_wake);
+        pthread_cond_signal(&node->agent_wake);
+        pthread_mutex_unlock(&node->lock);
         fk_node_agent_stop(node);
         free_node(node);
         return rc;

@@ -248,6 +248,9 @@ uint32_t *fk_node_events_slots(struct fk_node *node, uint32_t n);
 /* The put's blocks have got these slots: they get their names. */
 void fk_node_events_name(struct fk_namespace *ns, const flexkv_op_args *args, uint32_t first,
                          const uint32_t *slots, uint32_t n);
+/* Blocks of a put that were there, and have no names, as they came from other nodes: they get them, and are announced. */
+void fk_node_events_name_known(struct fk_namespace *ns, const flexkv_op_args *args, const struct fk_key *keys,
+                               uint32_t first, uint32_t n);
 /* Has something happened that a session waits for? Once. */
 bool fk_node_events_news(struct fk_node *node);
 /* Labels by number (with the lock), of an id, of texts (both without it); FK_NONE: none. */

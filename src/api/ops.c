@@ -109,6 +109,8 @@ int fk_node_put(struct fk_namespace *ns, const struct fk_key *keys, uint32_t n, 
         fk_api_fail(rc, "out of memory");
     if (!rc && node->events)
         fk_node_events_name(ns, args, first, a.slots, n - first);
+    if (!rc && node->events && node->sharing)
+        fk_node_events_name_known(ns, args, keys + first, first, n - first);
     fk_node_unlock(node);
     return rc;
 }

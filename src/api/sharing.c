@@ -334,6 +334,41 @@ static int start_redis(struct fk_sharing *sh, const struct fk_settings *set)
     return rc ? fk_api_fail(rc, "%s", *error ? error : strerror(-rc)) : 0;
 }
 
+static void stop(struct fk_sharing *sh)
+{
+    uint64_t one = 1;
+
+    if (sh->has_thread) {
+        atomic_store(&sh->stop, true);
+        (void)!write(sh->wake_fd, &one, sizeof(one));
+        pthread_join(sh->thread, NULL);
+        sh->has_thread = false;
+    }
+    if (sh->redis)
+        fk_redis_stop(sh->redis, LEAVE_US);
+    if (sh->transport)
+        fk_transport_close(sh->transport);
+    sh->redis = NULL;
+    sh->transport = NULL;
+}
+
+static void free_sharing(struct fk_sharing *sh)
+{
+    fk_peers_destroy(sh->peers);
+    fk_cluster_destroy(sh->cluster);
+    pthread_mutex_destroy(&sh->cluster_lock);
+    if (sh->wake_fd >= 0)
+        close(sh->wake_fd);
+    free(sh);
+}
+
+static void set_sharing(struct fk_node *node, struct fk_sharing *sh)
+{
+    pthread_mutex_lock(&node->lock);
+    node->sharing = sh;
+    pthread_mutex_unlock(&node->lock);
+}
+
 int fk_node_share_start(struct fk_node *node)
 {
     const struct fk_settings *set = node->set;
@@ -357,9 +392,7 @@ int fk_node_share_start(struct fk_node *node)
     if (!rc && (rc = fk_peers_create(&params, &sh->peers)))
         fk_api_fail(rc, "out of memory");
     if (!rc) {
-        pthread_mutex_lock(&node->lock);
-        node->sharing = sh;
-        pthread_mutex_unlock(&node->lock);
+        set_sharing(node, sh);
         rc = start_redis(sh, set);
     }
     if (!rc) {
@@ -369,9 +402,9 @@ int fk_node_share_start(struct fk_node *node)
             fk_api_fail(rc, "cannot start a thread: %s", strerror(-rc));
     }
     if (rc) {
-        node->sharing = sh;
-        fk_node_share_stop(node);
-        fk_node_share_free(node);
+        stop(sh);
+        set_sharing(node, NULL);
+        free_sharing(sh);
         return rc;
     }
     fk_info("node %s of cluster %s: shares %s%s%s, read at %s=%s", sh->name, set->cluster_name,
@@ -383,38 +416,15 @@ int fk_node_share_start(struct fk_node *node)
 /* Nobody reads from us, we read from nobody; the slots are left alone. The core goes on. */
 void fk_node_share_stop(struct fk_node *node)
 {
-    struct fk_sharing *sh = node->sharing;
-    uint64_t one = 1;
-
-    if (!sh)
-        return;
-    if (sh->has_thread) {
-        atomic_store(&sh->stop, true);
-        (void)!write(sh->wake_fd, &one, sizeof(one));
-        pthread_join(sh->thread, NULL);
-        sh->has_thread = false;
-    }
-    if (sh->redis)
-        fk_redis_stop(sh->redis, LEAVE_US);
-    if (sh->transport)
-        fk_transport_close(sh->transport);
-    sh->redis = NULL;
-    sh->transport = NULL;
+    if (node->sharing)
+        stop(node->sharing);
 }
 
 void fk_node_share_free(struct fk_node *node)
 {
-    struct fk_sharing *sh = node->sharing;
-
-    if (!sh)
-        return;
+    if (node->sharing)
+        free_sharing(node->sharing);
     node->sharing = NULL;
-    fk_peers_destroy(sh->peers);
-    fk_cluster_destroy(sh->cluster);
-    pthread_mutex_destroy(&sh->cluster_lock);
-    if (sh->wake_fd >= 0)
-        close(sh->wake_fd);
-    free(sh);
 }
 
 /* ---- for status ---- */

@@ -182,6 +182,9 @@ uint32_t fk_core_here(struct fk_core *core, uint32_t instance, const struct fk_k
 void fk_core_match_extend(struct fk_core *core, uint32_t instance, uint32_t group,
                           const struct fk_key *keys, uint32_t reach, uint64_t now_us,
                           struct flexkv_match_result *out);
+/* The cpu slot of each block that is READY there, else FK_NONE. */
+void fk_core_cpu_slots(const struct fk_core *core, uint32_t instance, const struct fk_key *keys, uint32_t n,
+                       uint32_t *slots);
 struct fk_core_fetch {
     uint64_t id;                    /* to be answered by fk_core_fetch_done */
     uint32_t space, cpu_slot;       /* where the bytes are to go */

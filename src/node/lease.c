@@ -301,6 +301,19 @@ void fk_core_match_extend(struct fk_core *core, uint32_t instance, uint32_t grou
     count_hits(core, &before, out);
 }
 
+void fk_core_cpu_slots(const struct fk_core *core, uint32_t instance, const struct fk_key *keys, uint32_t n,
+                       uint32_t *slots)
+{
+    uint32_t space = core->instances.data[instance].space;
+
+    fk_index_resolve(&core->ix, keys, n, slots);
+    for (uint32_t i = 0; i < n; i++) {
+        const struct fk_entry *e = slots[i] == FK_NONE ? NULL : &core->ix.entries[slots[i]];
+        slots[i] = e && core->ix.groups[e->group].space == space && fk_entry_in(e, FK_TIER_CPU) == FK_READY ?
+                   e->slot[FK_TIER_CPU] : FK_NONE;
+    }
+}
+
 uint32_t fk_core_here(struct fk_core *core, uint32_t instance, const struct fk_key *keys, uint32_t n,
                       uint64_t *bits)
 {

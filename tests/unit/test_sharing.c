@@ -8,6 +8,7 @@
 #include <sys/wait.h>
 
 #include "api_rig.h"
+#include "events_rig.h"
 
 static char redis_dir[80], redis_path[120];
 static pid_t redis_pid;
@@ -230,6 +231,40 @@ static void the_owner_goes(void **state)
     close_node(&a);
 }
 
+/* What came from others has no name at first; a put that copies nothing of it brings the names. */
+static void routers_hear_of_what_was_fetched(void **state)
+{
+    struct api a = { 0 }, b = { 0 };
+    struct router *ra = calloc(1, sizeof(*ra)), *rb = calloc(1, sizeof(*rb));
+    flexkv_events *ea, *eb;
+
+    open_node(&a, MORE(SHARES_CPU, "enable_kv_events", "1"));
+    open_node(&b, MORE(SHARES_CPU, "enable_kv_events", "1"));
+    assert_int_equal(flexkv_events_open(a.node, a.space, &ea), 0);
+    assert_int_equal(flexkv_events_open(b.node, b.space, &eb), 0);
+    assert_int_equal(put_named(&a, 3, 10).blocks_ok, 10);
+    router_take(ra, ea, 64);
+    assert_int_equal(router_count(ra, 3, FLEXKV_MEDIUM_CPU), 10);
+    assert_true(reaches(&b, 3, 10));
+    assert_int_equal(get_and_check(&b, 3, 10), 10);
+    router_take(rb, eb, 64);
+    assert_int_equal(rb->n, 0);
+    assert_int_equal(put_named(&b, 3, 12).blocks_ok, 12);
+    router_take(rb, eb, 64);
+    assert_int_equal(router_count(rb, 3, FLEXKV_MEDIUM_CPU), 12);
+    for (uint32_t c = 20; c < 30; c++)          /* evicted: taken back, once */
+        assert_int_equal(put_named(&b, c, 12).blocks_ok, 12);
+    router_take(rb, eb, 64);
+    assert_int_equal(router_count(rb, 3, FLEXKV_MEDIUM_CPU), 0);
+    assert_int_equal(rb->n, stats_of(b.node).cpu.slots - stats_of(b.node).cpu.free_slots);
+    flexkv_events_close(ea);
+    flexkv_events_close(eb);
+    close_node(&b);
+    close_node(&a);
+    free(ra);
+    free(rb);
+}
+
 /* Both evict all the time while they read from each other. */
 static void crowded(void **state)
 {
@@ -290,6 +325,7 @@ int main(void)
         cmocka_unit_test(prefixes_are_joined),
         cmocka_unit_test(namespaces_stay_apart_and_at_home),
         cmocka_unit_test(the_owner_goes),
+        cmocka_unit_test(routers_hear_of_what_was_fetched),
         cmocka_unit_test(crowded),
         cmocka_unit_test(from_the_ssd_of_another),
         cmocka_unit_test(without_redis_for_a_while),

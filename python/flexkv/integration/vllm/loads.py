@@ -112,7 +112,9 @@ class Loads:
             offer.tokens = min(offer.tokens, found.blocks * size)
             offer.cpu_tokens = min(offer.cpu_tokens, found.cpu_blocks * size)
             if not chain.begun:
-                chain.stored = found.blocks
+                # What comes from other nodes has no names for KV events yet: the first put, which copies
+                # nothing of it, brings them.
+                chain.stored = found.blocks - (found.peer_blocks if self._c.events else 0)
             if offer.tokens <= local:
                 break
         offer.tokens -= offer.tokens % self._c.alignment
