@@ -108,7 +108,8 @@ static int write_job(struct fk_channel *c, struct fk_job *j)
     int rc = 0;
 
     if (!j->writing) {
-        rc = fk_fabric_write(lib_of(c), &its(c)->ep, j->grant.data, j->grant.bytes, r->rkey, r->raddr, j);
+        rc = fk_fabric_write(lib_of(c), &its(c)->ep, j->grant.data, j->grant.bytes, r->rkey, r->raddr, (struct fid_mr **)&j->priv,
+                             j);
         if (rc)
             return rc;
         j->writing = true;
@@ -116,6 +117,16 @@ static int write_job(struct fk_channel *c, struct fk_job *j)
     rc = fk_fabric_notify(&its(c)->ep, &n);
     c->dead |= rc && rc != -EAGAIN;
     return rc == -EAGAIN ? rc : 0;
+}
+
+/* The grant lay in no registered region. */
+static void forget(struct fk_job *j)
+{
+    struct fid_mr *mr = j->priv;
+
+    j->priv = NULL;
+    if (mr)
+        fi_close(&mr->fid);
 }
 
 static int poll_channel(struct fk_channel *c, uint64_t now, uint64_t *next)
@@ -135,7 +146,7 @@ static int poll_channel(struct fk_channel *c, uint64_t now, uint64_t *next)
 static const struct fk_mover mover = {
     .channel_bytes = sizeof(struct fabric_channel), .notices = true, .reader_open = reader_open,
     .session_open = session_open, .close = channel_close, .expose = expose, .unexpose = unexpose,
-    .write = write_job, .poll = poll_channel, .strerror = text_of,
+    .write = write_job, .forget = forget, .poll = poll_channel, .strerror = text_of,
 };
 
 /* ---- the transport ---- */

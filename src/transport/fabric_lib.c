@@ -39,6 +39,9 @@ static void be_small(void)
     setenv("FI_OFI_RXM_USE_SRX", "0", 0);
     setenv("FI_OFI_RXM_MSG_RX_SIZE", "16", 0);
     setenv("FI_OFI_RXM_BUFFER_SIZE", "1024", 0);
+    /* Peers of an endpoint: by it the completion queue is sized. For libfabric's own guess, 1024, verbs would pin 10 MB, or
+     * refuse (soft-RoCE has 32767 entries). Ours have one; the rest is room. */
+    setenv("FI_UNIVERSE_SIZE", "4", 0);
 }
 
 static void load(void)
@@ -268,11 +271,26 @@ int fk_fabric_expose(struct fk_fabric *f, void *buffer, size_t bytes, struct fid
     return 0;
 }
 
+/* What the provider wants to be told of local memory; what is in no region is registered for this write. */
+static int describe(struct fk_fabric *f, const void *data, size_t bytes, struct fid_mr **own, void **desc)
+{
+    *desc = fk_fabric_desc(f, data, bytes);
+    if (*desc || !(f->info->domain_attr->mr_mode & FI_MR_LOCAL))
+        return 0;
+    int rc = *own ? 0 : fi_mr_reg(f->domain, data, bytes, FI_WRITE, 0, 0, 0, own, NULL);
+    if (!rc)
+        *desc = fi_mr_desc(*own);
+    return rc;
+}
+
 int fk_fabric_write(struct fk_fabric *f, struct fk_fabric_ep *e, const void *data, size_t bytes, uint64_t key,
-                    uint64_t address, void *context)
+                    uint64_t address, struct fid_mr **own, void *context)
 {
     struct iovec iov = { (void *)(uintptr_t)data, bytes };
-    void *desc = fk_fabric_desc(f, data, bytes);
+    void *desc;
+    int bad = describe(f, data, bytes, own, &desc);
+    if (bad)
+        return bad;
     struct fi_rma_iov to = { .addr = address, .len = bytes, .key = key };
     struct fi_msg_rma m = { .msg_iov = &iov, .desc = &desc, .iov_count = 1, .addr = e->peer, .rma_iov = &to,
                             .rma_iov_count = 1, .context = context };

@@ -72,9 +72,10 @@ int fk_fabric_expose(struct fk_fabric *f, void *buffer, size_t bytes, struct fid
 /* Reader: ready for notices. */
 int fk_fabric_ep_listen(struct fk_fabric_ep *e);
 
-/* Writes to the peer's memory. A completion with this context says that the data may change again. -EAGAIN: try again. */
+/* Writes to the peer's memory. A completion with this context says that the data may change again. -EAGAIN: try again.
+ * own: NULL at first; what it is after the write has ended is to be closed. */
 int fk_fabric_write(struct fk_fabric *f, struct fk_fabric_ep *e, const void *data, size_t bytes, uint64_t key,
-                    uint64_t address, void *context);
+                    uint64_t address, struct fid_mr **own, void *context);
 /* The peer gets it when all that was written before is in his memory (send after write). -EAGAIN: try again. */
 int fk_fabric_notify(struct fk_fabric_ep *e, const struct fk_fabric_notice *n);
 

@@ -87,6 +87,8 @@ static void job_free(struct fk_channel *c, struct fk_job *j)
     job_unlink(&c->jobs, j);
     c->n_jobs--;
     c->n_waiting -= !j->told;
+    if (c->m->mover->forget)
+        c->m->mover->forget(j);
     free(j);
 }
 

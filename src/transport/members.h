@@ -67,6 +67,8 @@ struct fk_mover {
     void (*unexpose)(struct fk_op *op);
     /* Owner: sends the bytes off. 0; -EAGAIN: no room, again later; other: refused. c->dead instead: the channel is lost. */
     int (*write)(struct fk_channel *c, struct fk_job *j);
+    /* The job ends: frees j->priv. May be NULL. */
+    void (*forget)(struct fk_job *j);
     /* Makes progress: fk_job_done, fk_read_noticed. *next: when to come again. -errno: the channel is lost. */
     int (*poll)(struct fk_channel *c, uint64_t now, uint64_t *next);
     int (*frame)(struct fk_channel *c, unsigned type, const uint8_t *payload, uint32_t bytes);    /* of a kind of its own; may be NULL */
