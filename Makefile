@@ -8,7 +8,7 @@
 BUILD ?= build
 MESON := $(shell command -v /usr/bin/meson || command -v meson || echo meson)
 
-.PHONY: all deps demo demo-dynamo demo-replay test test-engine fuzz soak soak-engine bench bench-engine bench-routing clean install help
+.PHONY: all deps demo demo-dynamo demo-replay test test-engine test-rdma fuzz soak soak-engine bench bench-engine bench-routing clean install help
 
 all: | $(BUILD)/build.ninja
 	@ninja -C $(BUILD)
@@ -40,6 +40,10 @@ test:
 test-engine:            ## all tests against the real vLLM, also those that make test leaves out
 	@tools/install-deps --test
 	@FLEXKV_ENGINE_TESTS=all tools/test engine
+
+test-rdma:              ## reads over libfabric's verbs: soft-RoCE, in a guest that QEMU runs
+	@tools/install-deps --rdma
+	@tools/test rdma
 
 fuzz:                   ## every fuzz target for FUZZ_SECONDS (60)
 	@tools/install-deps --test

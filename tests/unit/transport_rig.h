@@ -153,7 +153,8 @@ static inline struct fk_transport_params rig_params(const char *transport, struc
     return (struct fk_transport_params){
         .transport = transport, .listen = listen, .secret = SECRET, .cluster = "tests", .node = 3,
         .epoch = EPOCH, .provider = { owner_grant, owner_release, o }, .max_in_flight = 16,
-        .fabric = getenv("FLEXKV_TEST_FABRIC"),     /* a provider other than the default */
+        .fabric = getenv("FLEXKV_TEST_FABRIC"),     /* a provider other than the default, */
+        .source = getenv("FLEXKV_TEST_SOURCE"),     /* and the interface that it is to use */
     };
 }
 
