@@ -6,7 +6,7 @@
 #include "bench_transport.h"
 
 #include <errno.h>
-#include <poll.h>
+#include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
 #include <sys/prctl.h>
@@ -28,7 +28,12 @@ struct ours {                           /* priv of a bench_loop */
     struct fk_transport *t;
     uint32_t peer[2];                   /* by size: each has an owner of its own */
     char *pool;
-    uint64_t rng, at;
+    pthread_mutex_t lock;               /* the rest is the run's */
+    pthread_cond_t idle;
+    uint64_t rng, at, done, now_us, end_us;
+    uint32_t in_flight;
+    int size, rc;
+    bool start;
 };
 
 static const uint32_t sizes[2] = { 65536, 1 << 20 };
@@ -50,10 +55,13 @@ static int grant(void *ctx, const struct fk_block_ref *r, struct fk_grant *g)
 
 static int release(void *ctx, const struct fk_block_ref *r, struct fk_grant *g) { return 0; }
 
-static struct fk_transport *open_side(const char *kind, struct owner *o)
+static uint64_t turn(void *ctx);
+
+static struct fk_transport *open_side(const char *kind, struct owner *o, struct ours *reader)
 {
     struct fk_transport_params p = { .transport = kind, .listen = o ? "127.0.0.1:0" : NULL, .secret = SECRET,
-                                     .epoch = 1, .provider = { grant, release, o }, .max_in_flight = BENCH_DEPTH };
+                                     .epoch = 1, .provider = { grant, release, o }, .max_in_flight = BENCH_DEPTH,
+                                     .turn = reader ? turn : NULL, .turn_ctx = reader };
     struct fk_transport *t;
     char error[256];
 
@@ -74,7 +82,7 @@ static int fork_owner(const char *kind, uint32_t bytes, char *address)
         char text[FK_TRANSPORT_ADDRESS_MAX] = "";
         prctl(PR_SET_PDEATHSIG, SIGKILL);
         memset(o.pool, 1, BENCH_POOL_BYTES);
-        struct fk_transport *t = open_side(kind, &o);
+        struct fk_transport *t = open_side(kind, &o, NULL);
         struct fk_window w = { .slot_bytes = bytes, .slots = (uint32_t)(BENCH_POOL_BYTES / bytes) };
         if (!t || fk_transport_register(t, o.pool, BENCH_POOL_BYTES) || fk_transport_share(t, &w))
             _exit(1);
@@ -89,10 +97,10 @@ static int fork_owner(const char *kind, uint32_t bytes, char *address)
     return rc;
 }
 
-static int post(struct ours *o, int size, uint32_t n)
+static int post(struct ours *o, uint32_t n)
 {
     struct fk_read r[2 * BENCH_DEPTH];
-    uint32_t bytes = sizes[size];
+    uint32_t bytes = sizes[o->size];
 
     for (uint32_t i = 0; i < n; i++) {
         uint32_t slot = fk_rng_below(&o->rng, (uint32_t)(BENCH_POOL_BYTES / bytes));
@@ -100,48 +108,75 @@ static int post(struct ours *o, int size, uint32_t n)
                                             .bytes = bytes }, .buffer = o->pool + o->at };
         o->at = (o->at + bytes) % BENCH_POOL_BYTES;
     }
-    return fk_transport_read(o->t, o->peer[size], r, n, fk_clock_us() + DEADLINE_US);
+    o->in_flight += n;
+    return fk_transport_read(o->t, o->peer[o->size], r, n, fk_clock_us() + DEADLINE_US);
 }
 
-/* Twice the depth is asked of the transport, so that it always has the next read at hand; the peer sees the depth. */
+/* In the transport's thread, as in a node. Twice the depth is asked of the transport, so that it always has the next
+ * read at hand; the peer sees the depth. */
+static uint64_t turn(void *ctx)
+{
+    struct ours *o = ctx;
+    struct fk_read_done d[2 * BENCH_DEPTH];
+    uint32_t n;
+
+    pthread_mutex_lock(&o->lock);
+    while ((n = fk_transport_take(o->t, d, fk_array_size(d))) > 0) {
+        for (uint32_t i = 0; i < n && !o->rc; i++)
+            o->rc = d[i].rc;
+        o->done += (uint64_t)n * sizes[o->size];
+        o->in_flight -= n;
+        o->now_us = fk_clock_us();
+        if (!o->rc && o->now_us < o->end_us)
+            o->rc = post(o, n);
+    }
+    if (o->start && !o->rc) {
+        o->start = false;
+        o->rc = post(o, 2 * BENCH_DEPTH);
+    }
+    if (!o->in_flight)
+        pthread_cond_signal(&o->idle);
+    pthread_mutex_unlock(&o->lock);
+    return UINT64_MAX;
+}
+
 static double ours_run(struct bench_loop *l, uint32_t bytes, uint64_t run_us)
 {
     struct ours *o = l->priv;
-    int size = bytes != sizes[0];
-    struct pollfd p = { .fd = fk_transport_fd(o->t), .events = POLLIN };
-    struct fk_read_done d[2 * BENCH_DEPTH];
-    uint64_t start = fk_clock_us(), now = start, done = 0;
-    uint32_t in_flight = 2 * BENCH_DEPTH, n;
-    o->at = 0;
-    int rc = post(o, size, in_flight);
+    uint64_t start = fk_clock_us();
 
-    while (!rc && in_flight) {
-        poll(&p, 1, 1000);
-        n = fk_transport_take(o->t, d, fk_array_size(d));
-        for (uint32_t i = 0; i < n && !rc; i++)
-            rc = d[i].rc;
-        done += (uint64_t)n * bytes;
-        now = fk_clock_us();
-        if (!rc && n && now - start < run_us)
-            rc = post(o, size, n);
-        else
-            in_flight -= n;
-    }
-    return rc ? rc : (double)done * 1e6 / (double)(now - start);
+    pthread_mutex_lock(&o->lock);
+    o->size = bytes != sizes[0];
+    o->at = o->done = 0;
+    o->end_us = start + run_us;
+    o->start = true;
+    fk_transport_wake(o->t);
+    while (o->start || o->in_flight)
+        pthread_cond_wait(&o->idle, &o->lock);
+    double rate = o->rc ? o->rc : (double)o->done * 1e6 / (double)(o->now_us - start);
+    pthread_mutex_unlock(&o->lock);
+    return rate;
 }
 
 static int ours_open(struct bench_loop *l, int kind)
 {
     struct ours *o = calloc(1, sizeof(*o));
 
-    if (!o || !(o->t = open_side(kinds[kind], NULL)) || !(o->pool = aligned_alloc(4096, BENCH_POOL_BYTES)))
-        return -ENOSYS;
-    memset(o->pool, 1, BENCH_POOL_BYTES);
-    for (int i = 0; i < 2; i++)
-        if (fk_transport_peer(o->t, addresses[kind][i], &o->peer[i]))
-            return -ENOMEM;
+    if (!o)
+        return -ENOMEM;
+    pthread_mutex_init(&o->lock, NULL);
+    pthread_cond_init(&o->idle, NULL);
+    pthread_mutex_lock(&o->lock);       /* a first turn waits until all is there */
+    o->t = open_side(kinds[kind], NULL, o);
+    o->pool = aligned_alloc(4096, BENCH_POOL_BYTES);
+    int rc = o->t && o->pool ? 0 : -ENOSYS;
+    for (int i = 0; i < 2 && !rc; i++)
+        rc = fk_transport_peer(o->t, addresses[kind][i], &o->peer[i]) ? -ENOMEM : 0;
+    if (!rc)
+        memset(o->pool, 1, BENCH_POOL_BYTES);
+    pthread_mutex_unlock(&o->lock);
     *l = (struct bench_loop){ ours_run, o };
-    return 0;
+    return rc;
 }
 
 enum { OURS_FABRIC, OURS_MOONCAKE, BARE_FABRIC, BARE_SOCKET, MOONCAKE, LOOPS };

@@ -1,16 +1,14 @@
 /*
  * sharing.c - a node in a cluster (enable_p2p_cpu, enable_p2p_ssd): the shell round the peer tier. It opens the
- * transport, the cluster's state machine, its Redis thread, and has a thread of its own that pumps fetches.
+ * transport, whose thread pumps fetches, the cluster's state machine and its Redis thread.
  *
  *   caller's match -> core -> fk_node_reach -> the remote index          (node->lock, inside it cluster_lock)
- *   core's fetches -> this thread -> transport's thread -> this thread -> core
+ *   core's fetches -> transport's thread: turn -> reads -> turn -> core
  *   peers' reads  -> transport's thread -> grant (node->lock) -> cpu slot, or I/O thread -> staging buffer
  *   core's events -> whoever gives up node->lock -> the cluster's changes -> Redis thread
  */
 #include <jansson.h>
-#include <poll.h>
 #include <stdio.h>
-#include <sys/eventfd.h>
 
 #include <openssl/rand.h>
 #include <openssl/sha.h>
@@ -21,7 +19,6 @@
 #include "events/names.h"
 #include "transport/mooncake_config.h"
 
-#define MAX_SLEEP_US 1000000u
 #define LEAVE_US 500000u
 #define SECRET_BYTES_MIN 16u
 
@@ -45,10 +42,11 @@ void fk_redis_params_from(const struct fk_settings *s, struct fk_redis_params *o
 void fk_node_share_wake(struct fk_node *node)
 {
     struct fk_sharing *sh = node->sharing;
-    uint64_t one = 1;
 
-    if (!pthread_equal(pthread_self(), sh->thread) && !atomic_exchange(&sh->signalled, true))
-        (void)!write(sh->wake_fd, &one, sizeof(one));
+    if (sh->signalled || (sh->has_thread && pthread_equal(pthread_self(), sh->thread)))
+        return;
+    sh->signalled = true;
+    fk_transport_wake(sh->transport);
 }
 
 void fk_node_share_tell(struct fk_node *node, const struct fk_core_event *ev, uint32_t n)
@@ -169,39 +167,26 @@ bool fk_node_stage_done(struct fk_node *node, const struct fk_core_ssd_done *don
     return true;
 }
 
-/* ---- the thread ---- */
+/* ---- the turn: in the transport's thread ---- */
 
-static uint64_t pump(struct fk_node *node)
+static uint64_t turn(void *ctx)
 {
-    struct fk_peers *peers = node->sharing->peers;
-    uint64_t now = fk_clock_us();
+    struct fk_node *node = ctx;
+    uint64_t now = fk_clock_us(), next = UINT64_MAX;
 
     pthread_mutex_lock(&node->lock);
-    fk_peers_pump(peers, now);
-    for (struct fk_space *s = node->spaces; s; s = s->next)
-        fk_rates_fetched(s, fk_peers_block_us(peers, s->id));
-    uint64_t next = fk_peers_next_wakeup(peers);
-    fk_node_unlock(node);
-    now = fk_clock_us();
-    return next > now ? fk_min(next - now, (uint64_t)MAX_SLEEP_US) : 0;
-}
-
-static void *share_main(void *arg)
-{
-    struct fk_node *node = arg;
     struct fk_sharing *sh = node->sharing;
-    struct pollfd fds[2] = { { .fd = fk_transport_fd(sh->transport), .events = POLLIN },
-                             { .fd = sh->wake_fd, .events = POLLIN } };
-
-    while (!atomic_load(&sh->stop)) {
-        uint64_t sleep_us = pump(node), word;
-        struct timespec ts = { (time_t)(sleep_us / 1000000), (long)(sleep_us % 1000000) * 1000 };
-        (void)ppoll(fds, 2, &ts, NULL);
-        if (fds[1].revents)
-            (void)!read(sh->wake_fd, &word, sizeof(word));
-        atomic_store(&sh->signalled, false);
+    if (sh) {                           /* not before the node is whole */
+        sh->thread = pthread_self();
+        sh->has_thread = true;
+        sh->signalled = false;
+        fk_peers_pump(sh->peers, now);
+        for (struct fk_space *s = node->spaces; s; s = s->next)
+            fk_rates_fetched(s, fk_peers_block_us(sh->peers, s->id));
+        next = fk_peers_next_wakeup(sh->peers);
     }
-    return NULL;
+    fk_node_unlock(node);
+    return next;
 }
 
 /* ---- opening ---- */
@@ -271,7 +256,7 @@ static int open_transport(struct fk_sharing *sh, const struct fk_settings *set)
     char secret[256], listen[160], metadata[256], error[500];
     struct fk_transport_params params = {
         .transport = set->p2p_transport, .listen = listen, .secret = secret, .cluster = set->cluster_name,
-        .provider = { .grant = grant, .release = release, .ctx = sh->node },
+        .provider = { .grant = grant, .release = release, .ctx = sh->node }, .turn = turn, .turn_ctx = sh->node,
         .timeout_ms = (uint32_t)set->peer_timeout_ms, .fabric = *set->fabric_provider ? set->fabric_provider : NULL,
         .mooncake_metadata = metadata,
     };
@@ -330,25 +315,27 @@ static int start_redis(struct fk_sharing *sh, const struct fk_settings *set)
     params.lock = &sh->cluster_lock;
     params.scan = scan;
     params.arg = sh->node;
-    int rc = fk_redis_start(&params, &sh->redis, error, sizeof(error));
+    struct fk_redis *redis = NULL;
+    int rc = fk_redis_start(&params, &redis, error, sizeof(error));
+    pthread_mutex_lock(&sh->node->lock);
+    sh->redis = redis;
+    pthread_mutex_unlock(&sh->node->lock);
     return rc ? fk_api_fail(rc, "%s", *error ? error : strerror(-rc)) : 0;
 }
 
 static void stop(struct fk_sharing *sh)
 {
-    uint64_t one = 1;
+    struct fk_node *node = sh->node;
+    struct fk_redis *redis;
 
-    if (sh->has_thread) {
-        atomic_store(&sh->stop, true);
-        (void)!write(sh->wake_fd, &one, sizeof(one));
-        pthread_join(sh->thread, NULL);
-        sh->has_thread = false;
-    }
-    if (sh->redis)
-        fk_redis_stop(sh->redis, LEAVE_US);
+    pthread_mutex_lock(&node->lock);
+    redis = sh->redis;
+    sh->redis = NULL;
+    pthread_mutex_unlock(&node->lock);
+    if (redis)
+        fk_redis_stop(redis, LEAVE_US);
     if (sh->transport)
         fk_transport_close(sh->transport);
-    sh->redis = NULL;
     sh->transport = NULL;
 }
 
@@ -357,8 +344,6 @@ static void free_sharing(struct fk_sharing *sh)
     fk_peers_destroy(sh->peers);
     fk_cluster_destroy(sh->cluster);
     pthread_mutex_destroy(&sh->cluster_lock);
-    if (sh->wake_fd >= 0)
-        close(sh->wake_fd);
     free(sh);
 }
 
@@ -378,8 +363,7 @@ int fk_node_share_start(struct fk_node *node)
         return fk_api_fail(-ENOMEM, "out of memory");
     sh->node = node;
     pthread_mutex_init(&sh->cluster_lock, NULL);
-    sh->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    int rc = sh->wake_fd < 0 ? fk_api_fail(-errno, "eventfd: %s", strerror(errno)) : open_transport(sh, set);
+    int rc = open_transport(sh, set);
     if (!rc) {
         make_name(sh, set);
         rc = open_cluster(sh, set);
@@ -395,12 +379,8 @@ int fk_node_share_start(struct fk_node *node)
         set_sharing(node, sh);
         rc = start_redis(sh, set);
     }
-    if (!rc) {
-        rc = -pthread_create(&sh->thread, NULL, share_main, node);
-        sh->has_thread = !rc;
-        if (rc)
-            fk_api_fail(rc, "cannot start a thread: %s", strerror(-rc));
-    }
+    if (!rc)
+        fk_transport_wake(sh->transport);
     if (rc) {
         stop(sh);
         set_sharing(node, NULL);

@@ -14,10 +14,8 @@ struct fk_sharing {
     struct fk_redis *redis;
     struct fk_peers *peers;
     char name[FK_CLUSTER_NAME_MAX];
-    pthread_t thread;
-    bool has_thread;
-    _Atomic bool stop, signalled;
-    int wake_fd;
+    pthread_t thread;                   /* the transport's, once it has had a turn; under the node's lock, as */
+    bool has_thread, signalled;         /* are these */
 };
 
 /* How Redis is reached, as configured. */

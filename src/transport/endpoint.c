@@ -350,7 +350,9 @@ void fk_reads_hand_out(struct fk_transport *t)
     }
     bool wake = was_empty && t->outbox.len;
     pthread_mutex_unlock(&t->lock);
-    if (wake)
+    if (wake && t->turn)
+        t->turn_us = 0;
+    else if (wake)
         (void)!write(t->done_fd, &one, sizeof(one));
 }
 
@@ -371,9 +373,24 @@ static uint64_t do_round(struct fk_transport *t)
 
 static void kicked(struct fk_watch *w, uint32_t events)
 {
+    struct fk_transport *t = (struct fk_transport *)(void *)((char *)w - offsetof(struct fk_transport, kick));
     uint64_t n;
 
     (void)!read(w->fd, &n, sizeof(n));
+    t->turn_us = 0;
+}
+
+/* What has ended is taken, and more asked for, before this thread sleeps. */
+static bool take_turns(struct fk_transport *t, uint64_t *next)
+{
+    while (t->turn && t->turn_us <= t->now_us) {
+        t->turn_us = t->turn(t->turn_ctx);
+        if (!take_inbox(t))
+            return false;
+        *next = do_round(t);
+    }
+    *next = fk_min(*next, t->turn_us);
+    return true;
 }
 
 static int timeout_ms(uint64_t now, uint64_t at)
@@ -393,6 +410,8 @@ static void *thread_main(void *arg)
         if (!take_inbox(t))
             return NULL;
         uint64_t next = do_round(t);
+        if (!take_turns(t, &next))
+            return NULL;
         empty_graves(t);
         bool sleep = !t->ops->may_sleep || t->ops->may_sleep(t);
         int n = epoll_wait(t->epoll_fd, events, MAX_EVENTS, sleep ? timeout_ms(fk_clock_us(), next) : 0);
@@ -456,6 +475,9 @@ static struct fk_transport *new_transport(const struct fk_transport_params *p)
         return NULL;
     pthread_mutex_init(&t->lock, NULL);
     t->provider = p->provider;
+    t->turn = p->turn;
+    t->turn_ctx = p->turn_ctx;
+    t->turn_us = p->turn ? 0 : UINT64_MAX;
     t->max_in_flight = p->max_in_flight ? p->max_in_flight : DEFAULT_IN_FLIGHT;
     t->max_queued = p->max_queued ? p->max_queued : DEFAULT_QUEUED;
     t->timeout_us = (p->timeout_ms ? p->timeout_ms : DEFAULT_TIMEOUT_MS) * 1000ull;
@@ -639,7 +661,7 @@ int fk_transport_read(struct fk_transport *t, uint32_t peer, const struct fk_rea
     bool first = t->inbox.len == 0;
     rc = put_reads(t, peer, r, n, deadline_us, now);
     pthread_mutex_unlock(&t->lock);
-    if (!rc && first)
+    if (!rc && first && !(t->turn && pthread_equal(pthread_self(), t->thread)))
         fk_transport_wake(t);
     return rc;
 }

@@ -116,6 +116,9 @@ struct fk_transport {
     struct fk_transport_stats stats;
     int done_fd, kick_fd;
 
+    uint64_t (*turn)(void *ctx);    /* and when it wants to be called next, if not before */
+    void *turn_ctx;
+    uint64_t turn_us;
     pthread_t thread;
     bool running, stop;             /* stop: under the lock */
     int epoll_fd;
@@ -165,7 +168,6 @@ uint64_t fk_grants_due(const struct fk_transport *t);   /* when somebody's patie
 void fk_grants_close(struct fk_transport *t);
 
 /* ---- the thread ---- */
-void fk_transport_wake(struct fk_transport *t);
 int fk_watch_add(struct fk_transport *t, struct fk_watch *w, int fd, uint32_t events);
 void fk_watch_change(struct fk_transport *t, struct fk_watch *w, uint32_t events);
 void fk_watch_remove(struct fk_transport *t, struct fk_watch *w);   /* the descriptor stays open */

@@ -87,6 +87,13 @@ struct fk_transport_params {
     const char *cluster;            /* its name: nodes of another one are turned away */
     uint64_t node, epoch;           /* who this is */
     struct fk_provider provider;    /* unused without listen */
+    /*
+     * Instead of fk_transport_fd, for who would only be woken by it: called in the transport's thread when reads have
+     * ended, after fk_transport_wake, and when the time has come that it returned (UINT64_MAX: none). Takes what has
+     * ended, asks for more; must not block. So no second thread has to wake up between one read and the next.
+     */
+    uint64_t (*turn)(void *ctx);
+    void *turn_ctx;
     uint32_t max_in_flight;         /* blocks asked of one peer at a time; 0: 32 */
     uint32_t max_queued;            /* reads that have not ended, over all peers; 0: 65536 */
     uint32_t timeout_ms;            /* connecting, saying hello; the owner's patience with a reader; 0: 2000 */
@@ -163,7 +170,9 @@ void fk_transport_peer_drop(struct fk_transport *t, uint32_t peer);
 /* All n are taken (0) or none: -EAGAIN too many have not ended, -EINVAL, -ENOMEM. deadline_us: fk_clock_us(). */
 int fk_transport_read(struct fk_transport *t, uint32_t peer, const struct fk_read *r, uint32_t n,
                       uint64_t deadline_us);
-/* Readable when there is something to take. */
+/* The turn is wanted. Any thread. */
+void fk_transport_wake(struct fk_transport *t);
+/* Readable when there is something to take; without a turn. */
 int fk_transport_fd(const struct fk_transport *t);
 uint32_t fk_transport_take(struct fk_transport *t, struct fk_read_done *out, uint32_t max);
 
