@@ -100,7 +100,8 @@ int fk_peers_grant(struct fk_peers *p, const struct fk_block_ref *r, struct fk_g
         return rc;
     g->data = (char *)s->d.pool + (uint64_t)slot * s->d.slot_bytes;
     g->bytes = (uint32_t)s->d.block_bytes;
-    g->has_checksum = false;
+    g->checksum = s->checksum[slot];    /* what many want is summed up once */
+    g->has_checksum = g->checksum != 0;
     g->key = key;
     g->generation = s->generation[r->tier][slot];
     g->epoch = own_epoch(p);
@@ -200,6 +201,8 @@ int fk_peers_release(struct fk_peers *p, const struct fk_block_ref *r, struct fk
         uint32_t loan = (uint32_t)(pin >> 1);
         const struct peers_space *s = space_by_hash(p, r->space);
         bool same = s && g->generation == s->generation[r->tier][r->slot];
+        if (same && g->has_checksum)
+            s->checksum[r->slot] = g->checksum;
         rc = (same && fk_core_loan_good(p->params.core, loan, (enum fk_tier)r->tier)) || FK_BUG(208) ? 0 : -ENOENT;
         fk_core_loan_end(p->params.core, loan);
         p->stats.lent_now--;

@@ -39,6 +39,7 @@ static void space_free(struct peers_space *s)
         free(s->generation[t]);
         free(s->key[t]);
     }
+    free(s->checksum);
     free(s->staging);
     free(s);
 }
@@ -71,6 +72,9 @@ static int space_memory(struct fk_peers *p, struct peers_space *s)
         if (!s->generation[t] || (by_place && !s->key[t]))
             return -ENOMEM;
     }
+    s->checksum = calloc(fk_max(s->d.slots[FK_TIER_CPU], 1u), sizeof(*s->checksum));
+    if (!s->checksum)
+        return -ENOMEM;
     if (!p->params.share_ssd || !s->d.slots[FK_TIER_SSD])
         return 0;
     uint64_t fit = fk_max(PEERS_STAGING_BYTES / s->d.slot_bytes, (uint64_t)2);
@@ -161,6 +165,8 @@ void fk_peers_tell(struct fk_peers *p, const struct fk_core_event *events, uint3
             continue;
         if (e->stored && !FK_BUG(202))
             s->generation[e->tier][slot]++;
+        if (e->tier == FK_TIER_CPU)
+            s->checksum[slot] = 0;
         if (s->key[e->tier])
             s->key[e->tier][slot] = e->stored ? e->key : (struct fk_key){ 0 };
         if (!shared(p, e->tier, e->group))
@@ -183,6 +189,10 @@ void fk_peers_events_lost(struct fk_peers *p, uint64_t now_us)
         for (int t = 0; p->spaces.data[i] && t < FK_TIERS; t++)
             for (uint32_t k = 0; k < p->spaces.data[i]->d.slots[t]; k++)
                 p->spaces.data[i]->generation[t][k]++;
+    for (size_t i = 0; i < p->spaces.len; i++)
+        if (p->spaces.data[i])
+            memset(p->spaces.data[i]->checksum, 0,
+                   p->spaces.data[i]->d.slots[FK_TIER_CPU] * sizeof(*p->spaces.data[i]->checksum));
     peers_cluster_lock(p);
     fk_cluster_resync(p->params.cluster, now_us);
     peers_cluster_unlock(p);

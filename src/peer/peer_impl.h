@@ -18,6 +18,7 @@ struct peers_space {
     uint64_t hash;                      /* what requests name it by */
     uint8_t number;                     /* the cluster's */
     uint32_t *generation[FK_TIERS];     /* per slot: how many blocks have been READY in it */
+    uint64_t *checksum;                 /* per cpu slot, once it was lent; 0: not known */
     struct fk_key *key[FK_TIERS];       /* per slot, of transports that name places; else NULL */
     char *staging;                      /* n_buffers slots */
     uint32_t n_buffers;

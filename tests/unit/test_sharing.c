@@ -67,10 +67,11 @@ static uint32_t never_reaches(struct api *a, uint32_t chain, uint32_t n)
 
 static void what_one_puts_the_other_gets(void **state)
 {
-    struct api a = { 0 }, b = { 0 };
+    struct api a = { 0 }, b = { 0 }, third = { 0 };
 
     open_node(&a, MORE(SHARES_CPU));
-    open_node(&b, MORE(SHARES_CPU));
+    open_node(&b, MORE(CLUSTER, "enable_p2p_ssd", "1"));       /* reads, and shares nothing of its cpu tier */
+    open_node(&third, MORE(SHARES_CPU));
     for (uint32_t c = 0; c < 4; c++)
         assert_int_equal(put_chain(&a, c, 12).blocks_ok, 12);
     for (uint32_t c = 0; c < 4; c++) {
@@ -92,6 +93,13 @@ static void what_one_puts_the_other_gets(void **state)
     for (int i = 0; i < 5000 && stats_of(a.node).peer.bytes_written < st.peer.bytes_read; i++)
         usleep(1000);                   /* the owner counts when it has answered */
     assert_int_equal(stats_of(a.node).peer.bytes_written, 48ull * RANKS * SLICE_BYTES);
+    for (uint32_t c = 0; c < 4; c++) {          /* once more, with the checksums that are known by now */
+        assert_true(reaches(&third, c, 12));
+        assert_int_equal(get_and_check(&third, c, 20), 12);
+    }
+    assert_int_equal(stats_of(third.node).peer.errors, 0);
+    assert_int_equal(stats_of(b.node).peer.bytes_written, 0);
+    close_node(&third);
     close_node(&b);
     close_node(&a);
 }
