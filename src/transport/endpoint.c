@@ -22,6 +22,7 @@ static const struct fk_transport_ops *const transports[] = {
 #ifdef FK_HAVE_FABRIC
     &fk_transport_fabric,
 #endif
+    &fk_transport_nixl,
     &fk_transport_mooncake,
     &fk_transport_loopback,
 };
@@ -398,6 +399,20 @@ static int timeout_ms(uint64_t now, uint64_t at)
     return at <= now ? 0 : at == UINT64_MAX ? -1 : (int)fk_min((at - now + 999) / 1000, (uint64_t)60000);
 }
 
+/* Milliseconds are too coarse for what has no descriptor to wait for. */
+static int wait_events(struct fk_transport *t, struct epoll_event *events, uint64_t next)
+{
+    uint64_t now = fk_clock_us();
+
+    if (next > now && next - now < 1000) {
+        struct timespec left = { .tv_nsec = (long)(next - now) * 1000 };
+        int n = epoll_pwait2(t->epoll_fd, events, MAX_EVENTS, &left, NULL);
+        if (n >= 0 || errno != ENOSYS)
+            return n;
+    }
+    return epoll_wait(t->epoll_fd, events, MAX_EVENTS, timeout_ms(now, next));
+}
+
 static void *thread_main(void *arg)
 {
     struct fk_transport *t = arg;
@@ -414,7 +429,7 @@ static void *thread_main(void *arg)
             return NULL;
         empty_graves(t);
         bool sleep = !t->ops->may_sleep || t->ops->may_sleep(t);
-        int n = epoll_wait(t->epoll_fd, events, MAX_EVENTS, sleep ? timeout_ms(fk_clock_us(), next) : 0);
+        int n = wait_events(t, events, sleep ? next : 0);
         t->now_us = fk_clock_us();
         for (int i = 0; i < n; i++) {
             struct fk_watch *w = events[i].data.ptr;
@@ -499,7 +514,7 @@ int fk_transport_open(const struct fk_transport_params *p, struct fk_transport *
 
     if (!ops)
         return fk_transport_fail(error, bytes, -EINVAL, "there is no transport \"%s\"; there are fabric "
-                                 "(if built with libfabric's headers), mooncake, loopback", p->transport ? p->transport : "");
+                                 "(if built with libfabric's headers), nixl, mooncake, loopback", p->transport ? p->transport : "");
     if (p->listen && (!p->provider.grant || !p->provider.release))
         return fk_transport_fail(error, bytes, -EINVAL, "transport %s: to listen it needs a provider", ops->name);
     struct fk_transport *t = new_transport(p);

@@ -135,7 +135,8 @@ struct fk_transport {
     struct fk_transport_stats delta;
 };
 
-extern const struct fk_transport_ops fk_transport_loopback, fk_transport_fabric, fk_transport_mooncake;
+extern const struct fk_transport_ops fk_transport_loopback, fk_transport_fabric, fk_transport_nixl,
+                                     fk_transport_mooncake;
 
 /* ---- reads: the transport's thread ---- */
 struct fk_op *fk_op_next(struct fk_transport *t, struct fk_peer *p, void *channel);

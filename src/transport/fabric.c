@@ -161,20 +161,6 @@ static void fabric_close(struct fk_transport *t)
     free(f);
 }
 
-/* The interface of the fabric's own sockets: as configured, or where we listen. */
-static int source_of(const struct fk_transport_params *p, char *out, size_t bytes)
-{
-    const char *colon = p->listen ? strrchr(p->listen, ':') : NULL;
-
-    if (p->source || !colon) {
-        snprintf(out, bytes, "%s", p->source ? p->source : "127.0.0.1");
-        return 0;
-    }
-    bool six = p->listen[0] == '[';
-    snprintf(out, bytes, "%.*s", (int)(colon - p->listen) - 2 * six, p->listen + six);
-    return strcmp(out, "0.0.0.0") == 0 || strcmp(out, "::") == 0 ? -EINVAL : 0;
-}
-
 static int fabric_open(struct fk_transport *t, const struct fk_transport_params *p, char *error, size_t bytes)
 {
     struct fabric *f = calloc(1, sizeof(*f));
@@ -184,9 +170,8 @@ static int fabric_open(struct fk_transport *t, const struct fk_transport_params 
         return fk_transport_fail(error, bytes, -ENOMEM, "transport fabric: no memory");
     t->priv = f;
     int rc = fk_members_open(&f->m, t, p, &mover, "fabric", error, bytes);
-    if (!rc && source_of(p, source, sizeof(source)))
-        rc = fk_transport_fail(error, bytes, -EINVAL, "transport fabric: \"%s\" names no interface; say which one "
-                               "others reach this node at (source)", p->listen);
+    if (!rc)
+        rc = fk_members_source(p, source, sizeof(source), error, bytes);
     if (!rc)
         rc = fk_fabric_open(&f->lib, p->fabric ? p->fabric : DEFAULT_PROVIDER, source, error, bytes);
     if (!rc)

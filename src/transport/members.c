@@ -38,6 +38,21 @@ int fk_members_open(struct fk_members *m, struct fk_transport *t, const struct f
     return m->secret && m->cluster ? 0 : fk_transport_fail(error, bytes, -ENOMEM, "transport %s: no memory", name);
 }
 
+int fk_members_source(const struct fk_transport_params *p, char *out, size_t out_bytes, char *error, size_t bytes)
+{
+    const char *colon = p->listen ? strrchr(p->listen, ':') : NULL;
+
+    if (p->source || !colon) {
+        snprintf(out, out_bytes, "%s", p->source ? p->source : "127.0.0.1");
+        return 0;
+    }
+    bool six = p->listen[0] == '[';
+    snprintf(out, out_bytes, "%.*s", (int)(colon - p->listen) - 2 * six, p->listen + six);
+    return strcmp(out, "0.0.0.0") && strcmp(out, "::") ? 0
+           : fk_transport_fail(error, bytes, -EINVAL, "transport %s: \"%s\" names no interface; say which one others reach "
+                               "this node at (source)", p->transport, p->listen);
+}
+
 int fk_members_listen(struct fk_members *m, const char *address, char *error, size_t bytes)
 {
     if (!address)

@@ -89,6 +89,8 @@ struct fk_members {                     /* t->priv begins with it */
 /* kind: what both sides of a channel must be, at most 16 bytes. */
 int fk_members_open(struct fk_members *m, struct fk_transport *t, const struct fk_transport_params *p,
                     const struct fk_mover *mover, const char *kind, char *error, size_t bytes);
+/* The interface of the mover's own sockets: as configured, or where we listen. */
+int fk_members_source(const struct fk_transport_params *p, char *out, size_t out_bytes, char *error, size_t bytes);
 int fk_members_listen(struct fk_members *m, const char *address, char *error, size_t bytes);
 void fk_members_close(struct fk_members *m);
 

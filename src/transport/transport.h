@@ -4,6 +4,7 @@
  *   loopback   in one process, one thread, simulated time, with faults: for the simulator (loopback.h)
  *   fabric     libfabric, loaded at run time: tcp, verbs, shm, EFA through the same code. The owner writes
  *              into the reader's buffer (fabric.c)
+ *   nixl       NVIDIA's NIXL, its C library loaded at run time; its UCX plugin unless told otherwise. As fabric (nixl.c)
  *   mooncake   Mooncake's TCP wire, spoken natively with FlexKV nodes and with Mooncake's own engine
  *              (mooncake.c)
  *
@@ -82,7 +83,7 @@ struct fk_transport_params {
     const char *transport;          /* a name of the table in transport.c */
     const char *listen;             /* "IP:PORT", port 0: any; NULL: nobody reads from this node, nothing listens.
                                        Numeric: names are not looked up */
-    const char *source;             /* "IP": of the fabric's own sockets; NULL: listen's, else 127.0.0.1 */
+    const char *source;             /* "IP": of the fabric's or UCX's own sockets; NULL: listen's, else 127.0.0.1 */
     const char *secret;             /* shared by all members; not with mooncake, which knows none */
     const char *cluster;            /* its name: nodes of another one are turned away */
     uint64_t node, epoch;           /* who this is */
@@ -98,6 +99,8 @@ struct fk_transport_params {
     uint32_t max_queued;            /* reads that have not ended, over all peers; 0: 65536 */
     uint32_t timeout_ms;            /* connecting, saying hello; the owner's patience with a reader; 0: 2000 */
     const char *fabric;             /* fabric: libfabric's provider; NULL: "tcp;ofi_rxm" */
+    const char *nixl_library;       /* nixl: its libnixl_capi.so, or the folder that has it; NULL: as the system finds it */
+    const char *nixl_plugin;        /* nixl: NULL: "UCX" */
     struct fk_loopback_hub *hub;    /* loopback */
     const char *mooncake_metadata;  /* "P2PHANDSHAKE" (NULL) or "http://HOST:PORT/metadata" */
     const char *mooncake_name;      /* the segment's name with http; NULL: the address */
@@ -116,7 +119,8 @@ const char *fk_transport_name(const struct fk_transport *t);
 /* What others pass to fk_transport_peer; "" without listen. Valid until close. */
 const char *fk_transport_address(const struct fk_transport *t);
 
-/* Memory that grants or buffers lie in; a hint that saves registering it again and again. */
+/* Memory that grants or buffers lie in; a hint that saves registering it again and again. A must for both with nixl, for
+ * grants with fabric's verbs and EFA. */
 int fk_transport_register(struct fk_transport *t, void *base, size_t bytes);
 
 /*

@@ -206,3 +206,14 @@ int fk_put_answers(struct fk_session *s, struct fk_stream *out, const struct fk_
     fk_frame_end(s, p, n * FK_ANSWER_BYTES);
     return 0;
 }
+
+int fk_put_memory(struct fk_session *s, struct fk_stream *out, const void *data, size_t bytes)
+{
+    uint8_t *p = bytes <= FK_FRAME_MAX ? fk_frame_begin(s, out, FK_FRAME_MEMORY, (uint32_t)bytes) : NULL;
+
+    if (!p)
+        return bytes <= FK_FRAME_MAX ? -ENOMEM : -EMSGSIZE;
+    memcpy(p, data, bytes);
+    fk_frame_end(s, p, (uint32_t)bytes);
+    return 0;
+}

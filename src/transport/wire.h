@@ -28,7 +28,7 @@
 
 enum fk_frame_type {
     FK_FRAME_HELLO = 1, FK_FRAME_CHALLENGE, FK_FRAME_PROOF, FK_FRAME_WELCOME, FK_FRAME_REFUSE, FK_FRAME_READ,
-    FK_FRAME_ANSWER
+    FK_FRAME_ANSWER, FK_FRAME_MEMORY
 };
 
 enum fk_refusal { FK_REFUSED_VERSION = 1, FK_REFUSED_CLUSTER, FK_REFUSED_SECRET, FK_REFUSED_TRANSPORT,
@@ -90,6 +90,8 @@ int fk_session_refuse(struct fk_session *s, struct fk_stream *out, enum fk_refus
 /* Frames of n requests or answers (n > 0, at most FK_FRAME_REQUESTS). */
 int fk_put_requests(struct fk_session *s, struct fk_stream *out, const struct fk_request *r, uint32_t n);
 int fk_put_answers(struct fk_session *s, struct fk_stream *out, const struct fk_answer *a, uint32_t n);
+/* What a mover has to say of the reader's memory, as it is. */
+int fk_put_memory(struct fk_session *s, struct fk_stream *out, const void *data, size_t bytes);
 /* How many are in the payload, or -EPROTO. */
 int fk_request_count(uint32_t bytes);
 int fk_request_get(const uint8_t *payload, uint32_t i, struct fk_request *r);       /* 0 or -EPROTO */

@@ -1,20 +1,21 @@
 /*
- * test_transport.c - src/transport/: libfabric between transports of this process and of others, every byte
- * looked at: sizes, generations that change, wrong secrets, garbage, peers that die or stand still.
+ * test_transport.c - src/transport/: what moves bytes between members, in this process and with others, every byte
+ * looked at: sizes, generations that change, wrong secrets, garbage, peers that die or stand still. With libfabric, or what
+ * FLEXKV_TEST_TRANSPORT names: nixl, with FLEXKV_TEST_NIXL (tools/nixl-env).
  */
 #include "transport_rig.h"
 
 #include "transport/stream.h"
 #include "transport/wire.h"
 
-static const char *kind = "fabric";
+static const char *kind;
 static bool usable = true;
 
-#define NEEDS_FABRIC() do { if (!usable) skip(); } while (0)
+#define NEEDS_IT() do { if (!usable) skip(); } while (0)
 
 static int set_up(void **state)
 {
-    struct fk_transport_params p = { .transport = "fabric", .secret = SECRET };
+    struct fk_transport_params p = rig_params(kind, NULL, NULL);
     struct fk_transport *t;
     char error[256] = "";
 
@@ -40,7 +41,7 @@ __attribute__((visibility("default"))) const char *__lsan_default_suppressions(v
 
 static void test_bytes_of_all_sizes(void **state)
 {
-    NEEDS_FABRIC();
+    NEEDS_IT();
     struct owner o = { 0 };
     uint32_t sizes[SLOTS], peer;
     uint64_t rng = 1;
@@ -49,7 +50,7 @@ static void test_bytes_of_all_sizes(void **state)
     owner_fill(&o, sizes);
     struct fk_transport_params p = rig_params(kind, &o, "127.0.0.1:0"), q = rig_params(kind, NULL, NULL);
     struct fk_transport *owner = rig_open(&p), *reader = rig_open(&q);
-    unsigned char *buffers = calloc(SLOTS, SLOT_BYTES);
+    unsigned char *buffers = rig_alloc((size_t)SLOTS * SLOT_BYTES);
     struct fk_read reads[SLOTS];
     struct fk_read_done done[SLOTS];
     struct fk_transport_stats s;
@@ -77,18 +78,18 @@ static void test_bytes_of_all_sizes(void **state)
     fk_transport_close(owner);
     assert_int_equal(o.grants, 4 * SLOTS);
     assert_int_equal(o.releases, 4 * SLOTS);
-    free(buffers);
+    rig_free(buffers);
     owner_free(&o);
 }
 
 static void test_what_is_not_granted(void **state)
 {
-    NEEDS_FABRIC();
+    NEEDS_IT();
     struct owner o = { .change_after = 2 };
     owner_fill(&o, NULL);
     struct fk_transport_params p = rig_params(kind, &o, "127.0.0.1:0"), q = rig_params(kind, NULL, NULL);
     struct fk_transport *owner = rig_open(&p), *reader = rig_open(&q);
-    unsigned char *b = malloc(SLOT_BYTES);
+    unsigned char *b = rig_alloc(SLOT_BYTES);
     uint32_t peer;
     struct fk_read r = rig_read(3, SLOT_BYTES, b, 1), bad;
 
@@ -117,24 +118,25 @@ static void test_what_is_not_granted(void **state)
     fk_transport_close(reader);
     fk_transport_close(owner);
     assert_int_equal(o.grants, o.releases);
-    free(b);
+    rig_free(b);
     owner_free(&o);
 }
 
 static void expect_refused(const struct fk_transport_params *q, const char *address, int rc)
 {
     struct fk_transport *reader = rig_open(q);
-    unsigned char b[64];
+    unsigned char *b = rig_alloc(64);
     uint32_t peer;
 
     assert_int_equal(fk_transport_peer(reader, address, &peer), 0);
-    assert_int_equal(read_one(reader, peer, rig_read(0, sizeof(b), b, 1), NULL), rc);
+    assert_int_equal(read_one(reader, peer, rig_read(0, 64, b, 1), NULL), rc);
     fk_transport_close(reader);
+    rig_free(b);
 }
 
 static void test_who_is_turned_away(void **state)
 {
-    NEEDS_FABRIC();
+    NEEDS_IT();
     struct owner o = { 0 };
     uint32_t sizes[SLOTS];
     for (uint32_t i = 0; i < SLOTS; i++)
@@ -162,7 +164,7 @@ static void test_who_is_turned_away(void **state)
 
 static void test_parameters(void **state)
 {
-    NEEDS_FABRIC();
+    NEEDS_IT();
     struct fk_transport_params p = rig_params(kind, NULL, NULL);
     struct fk_transport *t;
     char error[256];
@@ -171,9 +173,9 @@ static void test_parameters(void **state)
     assert_int_equal(fk_transport_open(&p, &t, error, sizeof(error)), -EINVAL);
     assert_non_null(strstr(error, "secret"));
     p.secret = SECRET;
-    p.fabric = "no such provider";
+    p.fabric = p.nixl_plugin = "no such";
     assert_int_not_equal(fk_transport_open(&p, &t, error, sizeof(error)), 0);
-    assert_non_null(strstr(error, "no such provider"));
+    assert_non_null(strstr(error, "no such"));
     p = rig_params(kind, NULL, "localhost:0");
     assert_int_not_equal(fk_transport_open(&p, &t, error, sizeof(error)), 0);
     p = rig_params("telepathy", NULL, NULL);
@@ -190,16 +192,83 @@ static void test_parameters(void **state)
     fk_transport_close(t);
 }
 
+/* What is named as NIXL's library, and is not. */
+static void test_nixl_library(void **state)
+{
+    struct fk_transport_params p = rig_params("nixl", NULL, NULL);
+    static const struct { const char *path, *said; } bad[] = {
+        { "/no/such/folder/libnixl_capi.so", "install NIXL" }, { "/etc/passwd", "nixl_library" },
+        { "/tmp", "libnixl_capi.so" }, { "libm.so.6", "has no nixl_capi_" },
+    };
+    struct fk_transport *t;
+    char error[512];
+
+    if (strcmp(kind, "nixl") == 0)      /* loaded once in a process */
+        skip();
+    for (size_t i = 0; i < fk_array_size(bad); i++) {
+        p.nixl_library = bad[i].path;
+        assert_int_equal(fk_transport_open(&p, &t, error, sizeof(error)), -ENOSYS);
+        assert_non_null(strstr(error, bad[i].said));
+        assert_non_null(strstr(error, "nixl_library"));
+    }
+    p.nixl_plugin = "A_NAME_TOO_LONG";
+    assert_int_equal(fk_transport_open(&p, &t, error, sizeof(error)), -EINVAL);
+    p.nixl_plugin = NULL;
+    p.source = "192.0.2.1";
+    assert_int_equal(fk_transport_open(&p, &t, error, sizeof(error)), -EADDRNOTAVAIL);
+    assert_non_null(strstr(error, "192.0.2.1"));
+    p.source = NULL;
+    p.secret = "short";
+    assert_int_equal(fk_transport_open(&p, &t, error, sizeof(error)), -EINVAL);
+}
+
+/* NIXL must know where bytes go; what it does not know is refused, and memory that comes later is known. */
+static void test_memory(void **state)
+{
+    NEEDS_IT();
+    if (strcmp(kind, "nixl"))
+        skip();
+    struct owner o = { 0 };
+    owner_fill(&o, NULL);
+    struct fk_transport_params p = rig_params(kind, &o, "127.0.0.1:0"), q = rig_params(kind, NULL, NULL);
+    struct fk_transport *owner = rig_open(&p), *reader = rig_open(&q);
+    unsigned char *b = mmap(NULL, SLOT_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    unsigned char *known = rig_alloc(SLOT_BYTES);
+    uint32_t peer;
+
+    assert_int_equal(fk_transport_peer(reader, fk_transport_address(owner), &peer), 0);
+    assert_int_equal(read_one(reader, peer, rig_read(1, SLOT_BYTES, known, 1), NULL), 0);
+    assert_int_equal(read_one(reader, peer, rig_read(1, SLOT_BYTES, b, 1), NULL), -EIO);
+    assert_int_equal(fk_transport_register(reader, b, SLOT_BYTES), 0);
+    assert_int_equal(read_one(reader, peer, rig_read(2, SLOT_BYTES, b, 1), NULL), 0);
+    assert_true(rig_bytes_right(b, 2, SLOT_BYTES));
+    unsigned char *pool = o.pool;       /* the owner's too */
+    o.pool = mmap(NULL, (size_t)SLOTS * SLOT_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    memcpy(o.pool, pool, (size_t)SLOTS * SLOT_BYTES);
+    assert_int_equal(read_one(reader, peer, rig_read(3, SLOT_BYTES, b, 1), NULL), -EIO);
+    assert_int_equal(fk_transport_register(owner, o.pool, (size_t)SLOTS * SLOT_BYTES), 0);
+    assert_int_equal(read_one(reader, peer, rig_read(3, SLOT_BYTES, b, 1), NULL), 0);
+    assert_true(rig_bytes_right(b, 3, SLOT_BYTES));
+    fk_transport_close(reader);
+    fk_transport_close(owner);
+    assert_int_equal(o.grants, o.releases);
+    munmap(o.pool, (size_t)SLOTS * SLOT_BYTES);
+    munmap(b, SLOT_BYTES);
+    o.pool = pool;
+    rig_free(known);
+    owner_free(&o);
+}
+
 /* Anything may come out of a socket: it is turned away, and others are served meanwhile. */
 static void test_garbage(void **state)
 {
-    NEEDS_FABRIC();
+    NEEDS_IT();
     struct owner o = { 0 };
     owner_fill(&o, NULL);
     struct fk_transport_params p = rig_params(kind, &o, "127.0.0.1:0"), q = rig_params(kind, NULL, NULL);
     p.timeout_ms = 300;
     struct fk_transport *owner = rig_open(&p), *reader = rig_open(&q);
-    unsigned char *b = malloc(SLOT_BYTES), junk[600];
+    unsigned char *b = rig_alloc(SLOT_BYTES), junk[600];
     struct sockaddr_storage a;
     socklen_t len;
     uint32_t peer;
@@ -232,19 +301,19 @@ static void test_garbage(void **state)
     assert_int_equal(s.turned_away, 40);
     fk_transport_close(reader);
     fk_transport_close(owner);
-    free(b);
+    rig_free(b);
     owner_free(&o);
 }
 
 static void test_many_readers(void **state)
 {
-    NEEDS_FABRIC();
+    NEEDS_IT();
     enum { READERS = 6 };
     struct owner o = { 0 };
     owner_fill(&o, NULL);
     struct fk_transport_params p = rig_params(kind, &o, "127.0.0.1:0"), q = rig_params(kind, NULL, NULL);
     struct fk_transport *owner = rig_open(&p), *readers[READERS];
-    unsigned char *b = malloc((size_t)READERS * 8 * SLOT_BYTES);
+    unsigned char *b = rig_alloc((size_t)READERS * 8 * SLOT_BYTES);
     uint32_t peer;
 
     for (int i = 0; i < READERS; i++) {
@@ -268,19 +337,19 @@ static void test_many_readers(void **state)
         fk_transport_close(readers[i]);
     fk_transport_close(owner);
     assert_int_equal(o.grants, o.releases);
-    free(b);
+    rig_free(b);
     owner_free(&o);
 }
 
 static void test_many_peers(void **state)
 {
-    NEEDS_FABRIC();
+    NEEDS_IT();
     enum { PEERS = 8 };
     struct owner o = { 0 };
     owner_fill(&o, NULL);
     struct fk_transport_params p = rig_params(kind, &o, "127.0.0.1:0"), q = rig_params(kind, NULL, NULL);
     struct fk_transport *owners[PEERS], *reader = rig_open(&q);
-    unsigned char *b = malloc((size_t)SLOTS * SLOT_BYTES);
+    unsigned char *b = rig_alloc((size_t)SLOTS * SLOT_BYTES);
     uint32_t peer[PEERS], per_peer[PEERS] = { 0 };
     struct fk_read_done done[SLOTS];
 
@@ -306,22 +375,23 @@ static void test_many_peers(void **state)
     }
     fk_transport_close(reader);
     assert_int_equal(o.grants, o.releases);
-    free(b);
+    rig_free(b);
     owner_free(&o);
 }
 
 /* ---- other processes ---- */
 
-static void test_killed(void **state) { NEEDS_FABRIC(); for (int i = 0; i < 4; i++) ill_peer(kind, SIGKILL, false); }
-static void test_stopped(void **state) { NEEDS_FABRIC(); for (int i = 0; i < 2; i++) ill_peer(kind, SIGSTOP, false); }
-static void test_stopped_before(void **state) { NEEDS_FABRIC(); ill_peer(kind, SIGSTOP, true); }
+static void test_killed(void **state) { NEEDS_IT(); for (int i = 0; i < 4; i++) ill_peer(kind, SIGKILL, false); }
+static void test_stopped(void **state) { NEEDS_IT(); for (int i = 0; i < 2; i++) ill_peer(kind, SIGSTOP, false); }
+static void test_stopped_before(void **state) { NEEDS_IT(); ill_peer(kind, SIGSTOP, true); }
 
-static void test_reader_gone(void **state) { NEEDS_FABRIC(); reader_gone(kind); }
+static void test_reader_gone(void **state) { NEEDS_IT(); reader_gone(kind); }
 
-static void test_partition(void **state) { NEEDS_FABRIC(); partition_test(); }
+static void test_partition(void **state) { NEEDS_IT(); partition_test(); }
 
 int main(int argc, char **argv)
 {
+    kind = rig_kind();
     if (argc == 4 && strcmp(argv[1], "--owner") == 0)
         owner_main(argv[2], atoi(argv[3]));
     if (argc == 2 && strcmp(argv[1], "--partition") == 0) {
@@ -338,7 +408,9 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_bytes_of_all_sizes),
         cmocka_unit_test(test_what_is_not_granted),
         cmocka_unit_test(test_who_is_turned_away),
+        cmocka_unit_test(test_nixl_library),
         cmocka_unit_test(test_parameters),
+        cmocka_unit_test(test_memory),
         cmocka_unit_test(test_garbage),
         cmocka_unit_test(test_many_readers),
         cmocka_unit_test(test_many_peers),

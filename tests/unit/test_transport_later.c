@@ -11,7 +11,7 @@ static const struct fk_window window = { .space = SPACE, .ns = NS, .slot_bytes =
 
 static bool usable(void)
 {
-    struct fk_transport_params p = { .transport = kind, .secret = SECRET };
+    struct fk_transport_params p = rig_params(kind, NULL, NULL);
     struct fk_transport *t;
     char error[256] = "";
     int rc = fk_transport_open(&p, &t, error, sizeof(error));
@@ -114,7 +114,7 @@ static void test_any_order(void **state)
     struct owner o = { 0 };
     struct fk_transport *owner = open_owner(&o, 0);
     struct fk_transport_params q = rig_params(kind, NULL, NULL);
-    struct flow f = { .t = rig_open(&q), .buffers = calloc(SLOTS, SLOT_BYTES) };
+    struct flow f = { .t = rig_open(&q), .buffers = rig_alloc((size_t)SLOTS * SLOT_BYTES) };
     struct giver g = { .o = &o, .t = owner };
     struct fk_transport_stats s;
     pthread_t thread;
@@ -132,7 +132,7 @@ static void test_any_order(void **state)
     assert_true(o.n_put_aside >= SLOTS);
     assert_int_equal(o.grants, o.releases);
     assert_int_equal(s.served_blocks, o.grants);
-    free(f.buffers);
+    rig_free(f.buffers);
     owner_free(&o);
 }
 
@@ -167,7 +167,7 @@ static void test_refused(void **state)
     bool moon = strcmp(kind, "mooncake") == 0;
     struct owner o = { 0 };
     struct fk_transport *owner = open_owner(&o, 0);
-    unsigned char *b = calloc(1, SLOT_BYTES);
+    unsigned char *b = rig_alloc(SLOT_BYTES);
     uint32_t peer;
     struct fk_transport *reader = open_reader(owner, &peer);
 
@@ -188,7 +188,7 @@ static void test_refused(void **state)
     assert_int_equal(read_one(reader, peer, rig_read(9, SLOT_BYTES, b, 1), NULL), 0);
     fk_transport_close(reader);
     fk_transport_close(owner);
-    free(b);
+    rig_free(b);
     owner_free(&o);
 }
 
@@ -199,7 +199,7 @@ static void test_reader_gone(void **state)
     struct owner o = { 0 };
     struct fk_transport *owner = open_owner(&o, 0);
     struct fk_transport_stats s;
-    unsigned char *b = calloc(4, SLOT_BYTES);
+    unsigned char *b = rig_alloc((size_t)4 * SLOT_BYTES);
     uint32_t peer;
 
     for (uint32_t i = 0; i < 4; i++) {
@@ -228,7 +228,7 @@ static void test_reader_gone(void **state)
     assert_int_equal(pinned(&o), 0);
     for (uint32_t i = 0; i < 4 * SLOT_BYTES; i++)
         assert_int_equal(b[i], 0);
-    free(b);
+    rig_free(b);
     owner_free(&o);
 }
 
@@ -236,7 +236,7 @@ static void test_read_is_late(void **state)
 {
     struct owner o = { 0 };
     struct fk_transport *owner = open_owner(&o, 0);
-    unsigned char *b = calloc(1, SLOT_BYTES);
+    unsigned char *b = rig_alloc(SLOT_BYTES);
     struct fk_read_done d[2];
     uint32_t peer;
     struct fk_transport *reader = open_reader(owner, &peer);
@@ -254,15 +254,15 @@ static void test_read_is_late(void **state)
     assert_int_equal(owner_give(&o, owner, 0), 0);
     wait_until(&o, &o.releases, 1);
     grant_at_once(&o);
-    unsigned char *other = malloc(SLOT_BYTES);
+    unsigned char *other = rig_alloc(SLOT_BYTES);
     assert_int_equal(read_one(reader, peer, rig_read(9, SLOT_BYTES, other, 1), NULL), 0);
     for (uint32_t i = 0; i < SLOT_BYTES; i++)
         assert_int_equal(b[i], 0xaa);
     fk_transport_close(reader);
     fk_transport_close(owner);
     assert_int_equal(o.grants, o.releases);
-    free(other);
-    free(b);
+    rig_free(other);
+    rig_free(b);
     owner_free(&o);
 }
 
@@ -271,7 +271,7 @@ static void test_patience(void **state)
 {
     struct owner o = { 0 };
     struct fk_transport *owner = open_owner(&o, 200);
-    unsigned char *b = calloc(1, SLOT_BYTES);
+    unsigned char *b = rig_alloc(SLOT_BYTES);
     uint32_t peer, n;
     struct fk_transport *reader = open_reader(owner, &peer);
 
@@ -289,7 +289,7 @@ static void test_patience(void **state)
     fk_transport_close(reader);
     fk_transport_close(owner);
     assert_int_equal(o.grants, o.releases);
-    free(b);
+    rig_free(b);
     owner_free(&o);
 }
 
@@ -297,7 +297,7 @@ static void test_patience(void **state)
 
 static void test_close(void **state)
 {
-    unsigned char *b = calloc(8, SLOT_BYTES);
+    unsigned char *b = rig_alloc((size_t)8 * SLOT_BYTES);
 
     for (int round = 0; round < 10; round++) {
         struct owner o = { 0 };
@@ -323,7 +323,7 @@ static void test_close(void **state)
         fk_transport_close(reader);
         owner_free(&o);
     }
-    free(b);
+    rig_free(b);
 }
 
 /* ---- simulated: step by step ---- */
@@ -422,7 +422,7 @@ static void test_loopback(void **state)
 
 #define NEEDS(name) do { kind = name; if (!usable()) skip(); } while (0)
 #define WITH(test) \
-    static void test##_fabric(void **state) { NEEDS("fabric"); test(state); } \
+    static void test##_members(void **state) { NEEDS(rig_kind()); test(state); } \
     static void test##_mooncake(void **state) { NEEDS("mooncake"); test(state); }
 WITH(test_any_order)
 WITH(test_refused)
@@ -443,7 +443,7 @@ int main(int argc, char **argv)
     if (argc == 2)
         cmocka_set_test_filter(argv[1]);
     fk_log_set_level(FK_LOG_CRITICAL);
-#define BOTH(test) cmocka_unit_test(test##_fabric), cmocka_unit_test(test##_mooncake)
+#define BOTH(test) cmocka_unit_test(test##_members), cmocka_unit_test(test##_mooncake)
     const struct CMUnitTest tests[] = {
         BOTH(test_any_order),
         BOTH(test_refused),

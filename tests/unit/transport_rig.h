@@ -12,6 +12,7 @@
 #include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
+#include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
@@ -30,6 +31,60 @@
 #define EPOCH 77u
 #define SPACE 5u
 #define NS 6u
+
+/* The tests of members' transports run with another one than fabric, too: "nixl". */
+static inline const char *rig_kind(void)
+{
+    const char *kind = getenv("FLEXKV_TEST_TRANSPORT");
+
+    return kind ? kind : "fabric";
+}
+
+/*
+ * What a transport may read from or write to. NIXL wants to know all of it, so there it comes out of one range;
+ * for others it is malloc's, which sanitizers watch.
+ */
+#define RIG_ARENA_BYTES (16ull << 30)   /* of addresses */
+
+static inline unsigned char *rig_arena(void)
+{
+    static unsigned char *arena;
+
+    if (!arena && strcmp(rig_kind(), "nixl") == 0) {
+        arena = mmap(NULL, RIG_ARENA_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        assert_true(arena != MAP_FAILED);
+    }
+    return arena;
+}
+
+static inline void *rig_alloc(size_t bytes)
+{
+    static size_t used;
+    unsigned char *arena = rig_arena();
+    size_t whole = (bytes + 8191) & ~(size_t)4095;      /* its size in the page before it */
+    void *p = NULL;
+
+    if (!arena) {
+        assert_int_equal(posix_memalign(&p, 4096, bytes), 0);
+        return memset(p, 0, bytes);
+    }
+    assert_true(used + whole <= RIG_ARENA_BYTES);
+    memcpy(arena + used, &whole, sizeof(whole));
+    used += whole;
+    return arena + used - whole + 4096;
+}
+
+static inline void rig_free(void *p)
+{
+    size_t whole;
+
+    if (!rig_arena()) {
+        free(p);
+        return;
+    }
+    memcpy(&whole, (unsigned char *)p - 4096, sizeof(whole));
+    madvise((unsigned char *)p - 4096, whole, MADV_DONTNEED);
+}
 
 struct owner {
     pthread_mutex_t lock;
@@ -59,8 +114,7 @@ static inline unsigned char owner_byte(uint32_t slot, uint32_t at)
 static inline void owner_fill(struct owner *o, const uint32_t *sizes)
 {
     pthread_mutex_init(&o->lock, NULL);
-    o->pool = aligned_alloc(4096, (size_t)SLOTS * SLOT_BYTES);
-    assert_non_null(o->pool);
+    o->pool = rig_alloc((size_t)SLOTS * SLOT_BYTES);
     for (uint32_t s = 0; s < SLOTS; s++) {
         o->generation[s] = 2 * s + 2;
         o->bytes[s] = sizes ? sizes[s] : SLOT_BYTES;
@@ -71,7 +125,7 @@ static inline void owner_fill(struct owner *o, const uint32_t *sizes)
 
 static inline void owner_free(struct owner *o)
 {
-    free(o->pool);
+    rig_free(o->pool);
     pthread_mutex_destroy(&o->lock);
 }
 
@@ -155,6 +209,7 @@ static inline struct fk_transport_params rig_params(const char *transport, struc
         .epoch = EPOCH, .provider = { owner_grant, owner_release, o }, .max_in_flight = 16,
         .fabric = getenv("FLEXKV_TEST_FABRIC"),     /* a provider other than the default, */
         .source = getenv("FLEXKV_TEST_SOURCE"),     /* and the interface that it is to use */
+        .nixl_library = getenv("FLEXKV_TEST_NIXL"), /* the folder of NIXL's C library */
     };
 }
 
@@ -167,6 +222,8 @@ static inline struct fk_transport *rig_open(const struct fk_transport_params *p)
     if (rc)
         fprintf(stderr, "%s (%d)\n", error, rc);
     assert_int_equal(rc, 0);
+    if (rig_arena())
+        assert_int_equal(fk_transport_register(t, rig_arena(), RIG_ARENA_BYTES), 0);
     return t;
 }
 
@@ -214,7 +271,8 @@ _Noreturn static inline void owner_main(const char *transport, int fd)
     owner_fill(&o, NULL);
     struct fk_transport_params p = rig_params(transport, &o, "127.0.0.1:0");
     struct fk_transport *t = rig_open(&p);
-    fk_transport_register(t, o.pool, (size_t)SLOTS * SLOT_BYTES);
+    if (!rig_arena())
+        fk_transport_register(t, o.pool, (size_t)SLOTS * SLOT_BYTES);
     fk_transport_share(t, &w);
     snprintf(text, sizeof(text), "%s", fk_transport_address(t));
     (void)!write(fd, text, sizeof(text));
@@ -306,7 +364,7 @@ static inline void ill_peer(const char *kind, int signal, bool before)
     char address[FK_TRANSPORT_ADDRESS_MAX];
     pid_t pid = owner_fork(kind, address);
     struct fk_transport_params q = rig_params(kind, NULL, NULL);
-    struct flow f = { .t = rig_open(&q), .buffers = malloc((size_t)SLOTS * SLOT_BYTES) };
+    struct flow f = { .t = rig_open(&q), .buffers = rig_alloc((size_t)SLOTS * SLOT_BYTES) };
     struct fk_transport_stats s;
 
     if (!before)
@@ -323,7 +381,12 @@ static inline void ill_peer(const char *kind, int signal, bool before)
     if (signal == SIGSTOP) {
         assert_true(f.bad > 0);
         assert_true(took < 4000000);    /* a second was asked for; the machine may be busy */
+        memset(f.buffers, 0xee, (size_t)SLOTS * SLOT_BYTES);
         kill(pid, SIGCONT);
+        usleep(300000);
+        for (size_t i = 0; i < (size_t)SLOTS * SLOT_BYTES; i++)
+            if (f.buffers[i] != 0xee)
+                fail_msg("a byte was written after the buffer was free again");
         read_all(&f, address);          /* back to health */
     }
     fk_transport_get_stats(f.t, &s);
@@ -331,7 +394,7 @@ static inline void ill_peer(const char *kind, int signal, bool before)
     fk_transport_close(f.t);
     kill(pid, SIGKILL);
     waitpid(pid, NULL, 0);
-    free(f.buffers);
+    rig_free(f.buffers);
 }
 
 /* The reader goes away in the middle: the owner gives back what it had pinned. */
@@ -343,7 +406,7 @@ static inline void reader_gone(const char *kind)
     struct fk_transport *owner = rig_open(&p);
     struct fk_window w = { .space = SPACE, .ns = NS, .slot_bytes = SLOT_BYTES, .slots = SLOTS };
     fk_transport_share(owner, &w);
-    unsigned char *b = malloc((size_t)SLOTS * SLOT_BYTES);
+    unsigned char *b = rig_alloc((size_t)SLOTS * SLOT_BYTES);
 
     for (int i = 0; i < 5; i++) {
         struct flow f = { .t = rig_open(&q), .buffers = b };
@@ -360,7 +423,7 @@ static inline void reader_gone(const char *kind)
     fk_transport_close(owner);
     for (uint32_t s = 0; s < SLOTS; s++)
         assert_int_equal(o.pins[s], 0);
-    free(b);
+    rig_free(b);
     owner_free(&o);
 }
 
@@ -376,7 +439,7 @@ static inline int partition_scenario(const char *kind)
         return 77;
     pid_t pid = owner_fork(kind, address);
     struct fk_transport_params q = rig_params(kind, NULL, NULL);
-    struct flow f = { .t = rig_open(&q), .buffers = malloc((size_t)SLOTS * SLOT_BYTES) };
+    struct flow f = { .t = rig_open(&q), .buffers = rig_alloc((size_t)SLOTS * SLOT_BYTES) };
     read_all(&f, address);
     f.ok = f.bad = 0;
     flow_start(&f, address, 1500000);
@@ -398,7 +461,7 @@ static inline int partition_scenario(const char *kind)
     fk_transport_close(f.t);
     kill(pid, SIGKILL);
     waitpid(pid, NULL, 0);
-    free(f.buffers);
+    rig_free(f.buffers);
     return 0;
 }
 

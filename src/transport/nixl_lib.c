@@ -1,0 +1,288 @@
+/* nixl_lib.c - see nixl_lib.h. */
+#include "transport/nixl_lib.h"
+
+#include <dirent.h>
+#include <dlfcn.h>
+#include <errno.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#include "base/log.h"
+#include "base/util.h"
+#include "transport/endpoint.h"
+
+#define LIBRARY "libnixl_capi.so"
+#define PROGRESS_US 100000u             /* the agent's thread looks at least so often: NIXL says that a wake-up may be lost */
+
+enum { OK = 0, IN_PROGRESS = 1 };       /* its statuses; below zero: errors */
+enum { MEMORY_DRAM = 0 };
+enum { OP_WRITE = 1 };
+
+struct config {                         /* of an agent */
+    bool progress_thread, listen_thread;
+    int listen_port;
+    int thread_sync;
+    unsigned n_workers;
+    uint64_t progress_delay_us, listen_delay_us;
+    bool telemetry;
+};
+
+static struct {
+    bool (*is_stub)(void);
+    int (*create_configured_agent)(const char *name, const struct config *c, void **agent);
+    int (*destroy_agent)(void *agent);
+    int (*get_local_md)(void *agent, void **data, size_t *bytes);
+    int (*load_remote_md)(void *agent, const void *data, size_t bytes, char **name);
+    int (*create_params)(void **params);
+    int (*params_add)(void *params, const char *key, const char *value);
+    int (*destroy_params)(void *params);
+    int (*create_backend)(void *agent, const char *plugin, void *params, void **backend);
+    int (*destroy_backend)(void *backend);
+    int (*create_reg_dlist)(int memory, void **list);
+    int (*reg_dlist_add_desc)(void *list, uintptr_t at, size_t bytes, uint64_t device, const void *meta, size_t meta_bytes);
+    int (*destroy_reg_dlist)(void *list);
+    int (*register_mem)(void *agent, void *list, void *options);
+    int (*create_xfer_dlist)(int memory, void **list);
+    int (*xfer_dlist_add_desc)(void *list, uintptr_t at, size_t bytes, uint64_t device);
+    int (*destroy_xfer_dlist)(void *list);
+    int (*create_xfer_req)(void *agent, int op, void *local, void *remote, const char *who, void **request, void *options);
+    int (*post_xfer_req)(void *agent, void *request, void *options);
+    int (*get_xfer_status)(void *agent, void *request);
+    int (*release_xfer_req)(void *agent, void *request);
+    int (*destroy_xfer_req)(void *request);
+} nixl;
+
+static const struct { const char *name; void *at; } symbols[] = {
+#define SYMBOL(name) { "nixl_capi_" #name, &nixl.name }
+    SYMBOL(is_stub), SYMBOL(create_configured_agent), SYMBOL(destroy_agent), SYMBOL(get_local_md),
+    SYMBOL(load_remote_md), SYMBOL(create_params), SYMBOL(params_add), SYMBOL(destroy_params), SYMBOL(create_backend),
+    SYMBOL(destroy_backend), SYMBOL(create_reg_dlist), SYMBOL(reg_dlist_add_desc), SYMBOL(destroy_reg_dlist),
+    SYMBOL(register_mem), SYMBOL(create_xfer_dlist), SYMBOL(xfer_dlist_add_desc), SYMBOL(destroy_xfer_dlist),
+    SYMBOL(create_xfer_req), SYMBOL(post_xfer_req), SYMBOL(get_xfer_status), SYMBOL(release_xfer_req),
+    SYMBOL(destroy_xfer_req),
+#undef SYMBOL
+};
+
+/* ---- loading ---- */
+
+static bool is_folder(const char *path)
+{
+    struct stat st;
+
+    return stat(path, &st) == 0 && S_ISDIR(st.st_mode);
+}
+
+/* Without RDMA devices the module for them is of no use, and with Debian's libibverbs beside the wheel's it crashes the process when
+ * that ends. */
+static bool has_rdma(void)
+{
+    DIR *d = opendir("/sys/class/infiniband");
+    int n = 0;
+
+    while (d && readdir(d) && n < 3)
+        n++;
+    if (d)
+        closedir(d);
+    return n > 2;
+}
+
+/*
+ * UCX shall not take over signals and the process's memory hooks. The wheel's plugins are looked for where the wheel
+ * has them. Whoever has set these knows better. (setenv beside threads that call getenv is not quite safe; this happens
+ * once, while the node is opened.)
+ */
+static void set_environment(const char *folder)
+{
+    char plugins[4096];
+
+    setenv("UCX_MEM_EVENTS", "n", 0);
+    setenv("UCX_HANDLE_ERRORS", "none", 0);
+    setenv("UCX_ERROR_SIGNALS", "", 0);
+    if (!has_rdma())
+        setenv("UCX_MODULES", "^ib", 0);
+    snprintf(plugins, sizeof(plugins), "%s/plugins", folder);
+    if (is_folder(plugins))
+        setenv("NIXL_PLUGIN_DIR", plugins, 0);
+}
+
+static int take_symbols(void *handle, const char *file, char *error, size_t bytes)
+{
+    for (size_t i = 0; i < fk_array_size(symbols); i++) {
+        void *p = dlsym(handle, symbols[i].name);
+        if (!p)
+            return fk_transport_fail(error, bytes, -ENOSYS, "transport nixl: %s has no %s: it is not NIXL's C library, or one "
+                                     "older than 1.4 (nixl_library)", file, symbols[i].name);
+        memcpy(symbols[i].at, &p, sizeof(p));
+    }
+    if (nixl.is_stub())
+        return fk_transport_fail(error, bytes, -ENOSYS, "transport nixl: %s is the stub for building without NIXL "
+                                 "(nixl_library)", file);
+    return 0;
+}
+
+static int load(const char *path, char *error, size_t bytes)
+{
+    char file[4096], folder[4096];
+
+    snprintf(file, sizeof(file), "%s%s", path ? path : LIBRARY, path && is_folder(path) ? "/" LIBRARY : "");
+    snprintf(folder, sizeof(folder), "%s", file);
+    char *slash = strrchr(folder, '/');
+    if (slash) {
+        *slash = '\0';
+        set_environment(folder);
+    } else {
+        set_environment("/nowhere");
+    }
+    void *handle = dlopen(file, RTLD_NOW | RTLD_LOCAL);         /* never unloaded */
+    if (!handle)
+        return fk_transport_fail(error, bytes, -ENOSYS, "transport nixl: %s; install NIXL (the wheel nixl_cu12 or nixl_cu13) "
+                                 "and name the folder of its " LIBRARY " (nixl_library)", dlerror());
+    int rc = take_symbols(handle, file, error, bytes);
+    if (rc)
+        dlclose(handle);
+    return rc;
+}
+
+int fk_nixl_load(const char *path, char *error, size_t bytes)
+{
+    static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+    static bool loaded;
+
+    pthread_mutex_lock(&lock);
+    int rc = loaded ? 0 : load(path && *path ? path : NULL, error, bytes);
+    loaded |= rc == 0;
+    pthread_mutex_unlock(&lock);
+    return rc;
+}
+
+/* ---- agents ---- */
+
+/*
+ * "^cma": with it a process writes into another's memory by itself, and one that stood still in the middle of it goes on when
+ * we have let go of the buffer long ago. All other ways end with the agent. Whoever sets UCX_TLS or UCX_NET_DEVICES
+ * overrides both.
+ */
+static int create_backend(struct fk_nixl_agent *a, const char *plugin, const char *device)
+{
+    void *params = NULL;
+    char config[128];
+    int rc = nixl.create_params(&params);
+
+    snprintf(config, sizeof(config), "TLS=^cma,NET_DEVICES=%s", device);
+    if (rc == OK && strcmp(plugin, "UCX") == 0) {
+        rc = nixl.params_add(params, "ucx_error_handling_mode", "peer");
+        if (rc == OK)
+            rc = nixl.params_add(params, "ucx_ep_close_force", "true");
+        if (rc == OK)
+            rc = nixl.params_add(params, "engine_config", config);
+    }
+    if (rc == OK)
+        rc = nixl.create_backend(a->agent, plugin, params, &a->backend);
+    if (params)
+        nixl.destroy_params(params);
+    return rc;
+}
+
+int fk_nixl_open(struct fk_nixl_agent *a, const char *name, const char *plugin, const char *device, bool progress)
+{
+    struct config c = { .progress_thread = progress, .n_workers = 1, .progress_delay_us = PROGRESS_US,
+                        .listen_delay_us = PROGRESS_US };
+
+    *a = (struct fk_nixl_agent){ 0 };
+    int rc = nixl.create_configured_agent(name, &c, &a->agent);
+    if (rc == OK)
+        rc = create_backend(a, plugin, device);
+    if (rc == OK)
+        return 0;
+    fk_warn("transport nixl: no %s (plugin %s, device %s, status %d)", a->agent ? "backend" : "agent", plugin, device, rc);
+    fk_nixl_close(a);
+    return -EIO;
+}
+
+int fk_nixl_register(struct fk_nixl_agent *a, const struct fk_nixl_memory *m)
+{
+    void *list = NULL;
+    int rc = nixl.create_reg_dlist(MEMORY_DRAM, &list);
+
+    if (rc == OK)
+        rc = nixl.reg_dlist_add_desc(list, (uintptr_t)m->base, m->bytes, 0, NULL, 0);
+    if (rc == OK)
+        rc = nixl.register_mem(a->agent, list, NULL);
+    if (list)
+        nixl.destroy_reg_dlist(list);
+    if (rc != OK)
+        fk_warn("transport nixl: %zu bytes can't be registered: status %d", m->bytes, rc);
+    return rc == OK ? 0 : -EIO;
+}
+
+void fk_nixl_close(struct fk_nixl_agent *a)
+{
+    if (a->agent)
+        nixl.destroy_agent(a->agent);
+    if (a->backend)
+        nixl.destroy_backend(a->backend);           /* the handle; the backend went with its agent */
+    free(a->remote);
+    *a = (struct fk_nixl_agent){ 0 };
+}
+
+int fk_nixl_metadata(struct fk_nixl_agent *a, void **data, size_t *bytes)
+{
+    return nixl.get_local_md(a->agent, data, bytes) == OK ? 0 : -EIO;
+}
+
+int fk_nixl_peer(struct fk_nixl_agent *a, const void *data, size_t bytes)
+{
+    if (a->remote)                      /* once: a channel has one peer */
+        return -EPROTO;
+    return nixl.load_remote_md(a->agent, data, bytes, &a->remote) == OK ? 0 : -EPROTO;
+}
+
+/* ---- moving bytes ---- */
+
+static int create_request(struct fk_nixl_agent *a, const void *data, size_t bytes, uint64_t to, void **request)
+{
+    void *from = NULL, *there = NULL;
+    int rc = nixl.create_xfer_dlist(MEMORY_DRAM, &from);
+
+    if (rc == OK)
+        rc = nixl.create_xfer_dlist(MEMORY_DRAM, &there);
+    if (rc == OK)
+        rc = nixl.xfer_dlist_add_desc(from, (uintptr_t)data, bytes, 0);
+    if (rc == OK)
+        rc = nixl.xfer_dlist_add_desc(there, to, bytes, 0);
+    if (rc == OK)
+        rc = nixl.create_xfer_req(a->agent, OP_WRITE, from, there, a->remote, request, NULL);
+    if (from)
+        nixl.destroy_xfer_dlist(from);
+    if (there)
+        nixl.destroy_xfer_dlist(there);
+    return rc;
+}
+
+int fk_nixl_write(struct fk_nixl_agent *a, const void *data, size_t bytes, uint64_t to, void **transfer)
+{
+    if (!a->remote || create_request(a, data, bytes, to, transfer) != OK)
+        return -EINVAL;
+    int rc = nixl.post_xfer_req(a->agent, *transfer, NULL);
+    if (rc == OK || rc == IN_PROGRESS)
+        return 0;
+    fk_nixl_forget(a, *transfer);
+    *transfer = NULL;
+    return -EIO;
+}
+
+int fk_nixl_done(struct fk_nixl_agent *a, void *transfer)
+{
+    int rc = nixl.get_xfer_status(a->agent, transfer);
+
+    return rc == OK ? 0 : rc == IN_PROGRESS ? -EINPROGRESS : -EIO;
+}
+
+void fk_nixl_forget(struct fk_nixl_agent *a, void *transfer)
+{
+    nixl.release_xfer_req(a->agent, transfer);
+    nixl.destroy_xfer_req(transfer);
+}
