@@ -1,6 +1,6 @@
 /*
  * bench_transport.c - reads from a peer over loopback TCP, all checks included (grants, keys, generations, checksums on
- * both sides, deadlines), against the same library's loop without our logic, a bare socket loop and Mooncake's engine;
+ * both sides, deadlines), against the same library's loop without our logic, a bare socket loop, Mooncake's engine, NIXL's UCX;
  * all alternating in one run, who goes first drawn by lot.
  */
 #include "bench_transport.h"
@@ -37,8 +37,9 @@ struct ours {                           /* priv of a bench_loop */
 };
 
 static const uint32_t sizes[2] = { 65536, 1 << 20 };
-static const char *const kinds[2] = { "fabric", "mooncake" };
-static char addresses[2][2][FK_TRANSPORT_ADDRESS_MAX];
+static const char *const kinds[3] = { "fabric", "mooncake", "nixl" };
+static int n_kinds = 2;                 /* 3: NIXL is there */
+static char addresses[3][2][FK_TRANSPORT_ADDRESS_MAX];
 
 static struct fk_key key_of(uint32_t slot) { return (struct fk_key){ slot + 1, 99 }; }
 
@@ -61,7 +62,8 @@ static struct fk_transport *open_side(const char *kind, struct owner *o, struct 
 {
     struct fk_transport_params p = { .transport = kind, .listen = o ? "127.0.0.1:0" : NULL, .secret = SECRET,
                                      .epoch = 1, .provider = { grant, release, o }, .max_in_flight = BENCH_DEPTH,
-                                     .turn = reader ? turn : NULL, .turn_ctx = reader };
+                                     .turn = reader ? turn : NULL, .turn_ctx = reader,
+                                     .nixl_library = getenv("FLEXKV_NIXL_LIBRARY") };
     struct fk_transport *t;
     char error[256];
 
@@ -170,6 +172,8 @@ static int ours_open(struct bench_loop *l, int kind)
     o->t = open_side(kinds[kind], NULL, o);
     o->pool = aligned_alloc(4096, BENCH_POOL_BYTES);
     int rc = o->t && o->pool ? 0 : -ENOSYS;
+    if (!rc)
+        rc = fk_transport_register(o->t, o->pool, BENCH_POOL_BYTES);
     for (int i = 0; i < 2 && !rc; i++)
         rc = fk_transport_peer(o->t, addresses[kind][i], &o->peer[i]) ? -ENOMEM : 0;
     if (!rc)
@@ -179,7 +183,7 @@ static int ours_open(struct bench_loop *l, int kind)
     return rc;
 }
 
-enum { OURS_FABRIC, OURS_MOONCAKE, BARE_FABRIC, BARE_SOCKET, MOONCAKE, LOOPS };
+enum { OURS_FABRIC, OURS_MOONCAKE, OURS_NIXL, BARE_FABRIC, BARE_SOCKET, MOONCAKE, UCX, LOOPS };
 
 /* Every loop runs once in each round, in an order drawn by lot. */
 static int measure(struct bench_loop *loops, uint32_t bytes, double rate[LOOPS][RUNS])
@@ -205,7 +209,8 @@ static int measure(struct bench_loop *loops, uint32_t bytes, double rate[LOOPS][
 static const struct { int ours, other; const char *name; } pairs[] = {
     { OURS_FABRIC, BARE_FABRIC, "fabric/library" }, { OURS_FABRIC, BARE_SOCKET, "fabric/socket" },
     { OURS_FABRIC, MOONCAKE, "fabric/mooncake" }, { OURS_MOONCAKE, BARE_SOCKET, "mooncake wire/socket" },
-    { OURS_MOONCAKE, MOONCAKE, "mooncake wire/its engine" },
+    { OURS_MOONCAKE, MOONCAKE, "mooncake wire/its engine" }, { OURS_FABRIC, UCX, "fabric/UCX tcp" },
+    { OURS_NIXL, UCX, "nixl/UCX tcp" },
 };
 
 static int report(struct bench_loop *loops, int size, struct bench_result *out, int max)
@@ -231,7 +236,11 @@ int bench_transport(struct bench_result *out, int max)
     int rc = 0, n = 0;
 
     fk_log_set_level(FK_LOG_ERROR);
-    for (int kind = 0; kind < 2 && !rc; kind++)         /* before there is a thread */
+    if (bench_nixl_fork() == 0)
+        n_kinds = 3;
+    else
+        fprintf(stderr, "flexkv bench transport: without NIXL; FLEXKV_NIXL_LIBRARY=$(tools/nixl-env) brings it in\n");
+    for (int kind = 0; kind < n_kinds && !rc; kind++)   /* before there is a thread */
         for (int i = 0; i < 2 && !rc; i++)
             rc = fork_owner(kinds[kind], sizes[i], addresses[kind][i]);
     if (!rc)
@@ -245,7 +254,9 @@ int bench_transport(struct bench_result *out, int max)
     }
     if (!rc)
         rc = bench_fabric_open(&loops[BARE_FABRIC]);
-    for (int kind = 0; kind < 2 && !rc; kind++)
+    if (!rc && n_kinds == 3)
+        rc = bench_nixl_open(&loops[UCX]);
+    for (int kind = 0; kind < n_kinds && !rc; kind++)
         rc = ours_open(&loops[kind], kind);
     for (int i = 0; i < 2 && !rc; i++) {
         int got = report(loops, i, out + n, max - n);

@@ -23,5 +23,7 @@ int bench_socket_open(struct bench_loop *l);
 int bench_fabric_open(struct bench_loop *l);    /* fork: bench_fabric_fork, before any thread is there */
 int bench_fabric_fork(void);
 int bench_mooncake_open(struct bench_loop *l);  /* -ENOENT: FLEXKV_MOONCAKE_PYTHON is not set */
+int bench_nixl_fork(void);                      /* before any thread; -ENOENT: FLEXKV_NIXL_LIBRARY is not set */
+int bench_nixl_open(struct bench_loop *l);
 
 #endif
