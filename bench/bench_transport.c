@@ -37,9 +37,9 @@ struct ours {                           /* priv of a bench_loop */
 };
 
 static const uint32_t sizes[2] = { 65536, 1 << 20 };
-static const char *const kinds[3] = { "fabric", "mooncake", "nixl" };
-static int n_kinds = 2;                 /* 3: NIXL is there */
-static char addresses[3][2][FK_TRANSPORT_ADDRESS_MAX];
+static const char *const kinds[4] = { "fabric", "mooncake", "tcp", "nixl" };
+static int n_kinds = 3;                 /* 4: NIXL is there */
+static char addresses[4][2][FK_TRANSPORT_ADDRESS_MAX];
 
 static struct fk_key key_of(uint32_t slot) { return (struct fk_key){ slot + 1, 99 }; }
 
@@ -183,7 +183,7 @@ static int ours_open(struct bench_loop *l, int kind)
     return rc;
 }
 
-enum { OURS_FABRIC, OURS_MOONCAKE, OURS_NIXL, BARE_FABRIC, BARE_SOCKET, MOONCAKE, UCX, LOOPS };
+enum { OURS_FABRIC, OURS_MOONCAKE, OURS_TCP, OURS_NIXL, BARE_FABRIC, BARE_SOCKET, MOONCAKE, UCX, LOOPS };
 
 /* Every loop runs once in each round, in an order drawn by lot. */
 static int measure(struct bench_loop *loops, uint32_t bytes, double rate[LOOPS][RUNS])
@@ -210,7 +210,8 @@ static const struct { int ours, other; const char *name; } pairs[] = {
     { OURS_FABRIC, BARE_FABRIC, "fabric/library" }, { OURS_FABRIC, BARE_SOCKET, "fabric/socket" },
     { OURS_FABRIC, MOONCAKE, "fabric/mooncake" }, { OURS_MOONCAKE, BARE_SOCKET, "mooncake wire/socket" },
     { OURS_MOONCAKE, MOONCAKE, "mooncake wire/its engine" }, { OURS_FABRIC, UCX, "fabric/UCX tcp" },
-    { OURS_NIXL, UCX, "nixl/UCX tcp" },
+    { OURS_NIXL, UCX, "nixl/UCX tcp" }, { OURS_TCP, BARE_SOCKET, "tcp/socket" }, { OURS_TCP, MOONCAKE, "tcp/mooncake" },
+    { OURS_TCP, UCX, "tcp/UCX tcp" }, { OURS_TCP, BARE_FABRIC, "tcp/libfabric" },
 };
 
 static int report(struct bench_loop *loops, int size, struct bench_result *out, int max)
@@ -237,7 +238,7 @@ int bench_transport(struct bench_result *out, int max)
 
     fk_log_set_level(FK_LOG_ERROR);
     if (bench_nixl_fork() == 0)
-        n_kinds = 3;
+        n_kinds = 4;
     else
         fprintf(stderr, "flexkv bench transport: without NIXL; FLEXKV_NIXL_LIBRARY=$(tools/nixl-env) brings it in\n");
     for (int kind = 0; kind < n_kinds && !rc; kind++)   /* before there is a thread */
@@ -254,7 +255,7 @@ int bench_transport(struct bench_result *out, int max)
     }
     if (!rc)
         rc = bench_fabric_open(&loops[BARE_FABRIC]);
-    if (!rc && n_kinds == 3)
+    if (!rc && n_kinds == 4)
         rc = bench_nixl_open(&loops[UCX]);
     for (int kind = 0; kind < n_kinds && !rc; kind++)
         rc = ours_open(&loops[kind], kind);

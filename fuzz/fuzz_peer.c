@@ -33,6 +33,9 @@ static void payloads(const uint8_t *p, uint32_t bytes)
         if (fk_request_get(p, (uint32_t)i, &r) == 0 &&
             (fk_key_is_zero(r.block.key) || !r.block.bytes || r.block.bytes > FK_TRANSPORT_BLOCK_MAX))
             __builtin_trap();
+    uint64_t id;
+    if (fk_data_get(p, bytes, &id, &(uint32_t){ 0 }) == 0 && bytes != FK_DATA_BYTES)
+        __builtin_trap();
     n = fk_answer_count(bytes);
     for (int i = 0; i < n; i++)
         if (fk_answer_get(p, (uint32_t)i, &a) == 0 && a.rc > 0)

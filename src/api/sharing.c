@@ -258,7 +258,8 @@ static int open_transport(struct fk_sharing *sh, const struct fk_settings *set)
         .transport = set->p2p_transport, .listen = listen, .secret = secret, .cluster = set->cluster_name,
         .provider = { .grant = grant, .release = release, .ctx = sh->node }, .turn = turn, .turn_ctx = sh->node,
         .timeout_ms = (uint32_t)set->peer_timeout_ms, .fabric = *set->fabric_provider ? set->fabric_provider : NULL,
-        .mooncake_metadata = metadata,
+        .mooncake_metadata = metadata, .nixl_library = *set->nixl_library ? set->nixl_library : NULL,
+        .nixl_plugin = *set->nixl_transport_plugin ? set->nixl_transport_plugin : NULL,
     };
     int rc = make_secret(set, secret, sizeof(secret));
 

@@ -17,5 +17,8 @@ uint64_t fk_checksum(uint64_t seed, const void *data, size_t bytes);
 
 /* Of a block, bound to its key; never 0. In SSD records, and between nodes. */
 uint64_t fk_block_checksum(struct fk_key key, const void *data, size_t bytes);
+/* The same piece by piece: fk_checksum from begin on, then end. */
+uint64_t fk_block_checksum_begin(struct fk_key key);
+static inline uint64_t fk_block_checksum_end(uint64_t sum) { return sum ? sum : 1; }
 
 #endif

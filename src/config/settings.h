@@ -179,6 +179,8 @@ struct fk_settings {
     char *p2p_transport;
     char *p2p_listen;
     char *fabric_provider;
+    char *nixl_library;
+    char *nixl_transport_plugin;
     int64_t peer_timeout_ms;
     enum fk_peer_copies peer_copies;
     char *cluster_secret;

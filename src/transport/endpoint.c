@@ -23,7 +23,7 @@ static const struct fk_transport_ops *const transports[] = {
     &fk_transport_fabric,
 #endif
     &fk_transport_nixl,
-    &fk_transport_mooncake,
+    &fk_transport_tcp, &fk_transport_mooncake,
     &fk_transport_loopback,
 };
 
@@ -138,8 +138,15 @@ void fk_op_end(struct fk_transport *t, struct fk_op *op, int rc)
 void fk_op_arrived(struct fk_transport *t, struct fk_op *op, uint64_t checksum)
 {
     const struct fk_block_ref *b = &op->r.block;
-    bool same = op->state == FK_OP_LATE ||      /* nobody will look at those bytes */
-                fk_block_checksum(b->key, op->r.buffer, b->bytes) == checksum;
+    bool late = op->state == FK_OP_LATE;        /* nobody will look at those bytes */
+
+    fk_op_summed(t, op, checksum, late ? checksum : fk_block_checksum(b->key, op->r.buffer, b->bytes));
+}
+
+void fk_op_summed(struct fk_transport *t, struct fk_op *op, uint64_t checksum, uint64_t seen)
+{
+    const struct fk_block_ref *b = &op->r.block;
+    bool same = checksum == seen || op->state == FK_OP_LATE;
 
     if (!same) {
         t->delta.mismatched++;

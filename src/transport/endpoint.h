@@ -135,7 +135,7 @@ struct fk_transport {
     struct fk_transport_stats delta;
 };
 
-extern const struct fk_transport_ops fk_transport_loopback, fk_transport_fabric, fk_transport_nixl,
+extern const struct fk_transport_ops fk_transport_tcp, fk_transport_loopback, fk_transport_fabric, fk_transport_nixl,
                                      fk_transport_mooncake;
 
 /* ---- reads: the transport's thread ---- */
@@ -143,6 +143,8 @@ struct fk_op *fk_op_next(struct fk_transport *t, struct fk_peer *p, void *channe
 struct fk_op *fk_op_find(struct fk_transport *t, uint64_t id);
 /* The bytes are there: verified against the checksum, then ended with 0 or -EBADMSG. */
 void fk_op_arrived(struct fk_transport *t, struct fk_op *op, uint64_t checksum);
+/* The same of one whose bytes' checksum has been taken. */
+void fk_op_summed(struct fk_transport *t, struct fk_op *op, uint64_t checksum, uint64_t seen);
 void fk_op_end(struct fk_transport *t, struct fk_op *op, int rc);   /* late: released */
 void fk_op_late(struct fk_transport *t, struct fk_op *op);
 void fk_peer_end_queued(struct fk_transport *t, struct fk_peer *p, int rc);

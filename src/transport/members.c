@@ -197,12 +197,13 @@ static void hello_failed(struct fk_channel *c, int rc)
 /* Sends what goes; the rest when the socket has room. */
 int fk_channel_flush(struct fk_channel *c)
 {
-    int rc = fk_stream_flush(&c->stream);
+    int rc = c->mid_payload ? -EAGAIN : fk_stream_flush(&c->stream);
 
     if (rc == -EAGAIN)
         rc = fk_stream_unsent(&c->stream) > UNSENT_MAX ? -ETIMEDOUT : 0;
     if (!rc)
-        fk_watch_change(c->m->t, &c->sock, EPOLLIN | (fk_stream_unsent(&c->stream) ? (uint32_t)EPOLLOUT : 0));
+        fk_watch_change(c->m->t, &c->sock, EPOLLIN | (fk_stream_unsent(&c->stream) || c->mid_payload ?
+                                                      (uint32_t)EPOLLOUT : 0));
     return rc;
 }
 
@@ -217,7 +218,7 @@ static void answer(struct fk_channel *c, const struct fk_request *r, int rc, uin
         c->dead = true;                 /* an answer that can't be given: the reader sees the connection end */
 }
 
-static int send_answers(struct fk_channel *c)
+int fk_channel_put_answers(struct fk_channel *c)
 {
     for (size_t i = 0; i < c->answers.len; i += FK_FRAME_REQUESTS) {
         uint32_t n = (uint32_t)fk_min(c->answers.len - i, (size_t)FK_FRAME_REQUESTS);
@@ -226,7 +227,14 @@ static int send_answers(struct fk_channel *c)
             return rc;
     }
     c->answers.len = 0;
-    return fk_channel_flush(c);
+    return 0;
+}
+
+static int send_answers(struct fk_channel *c)
+{
+    int rc = c->mid_payload ? 0 : fk_channel_put_answers(c);
+
+    return rc ? rc : fk_channel_flush(c);
 }
 
 static void job_end(struct fk_channel *c, struct fk_job *j)
@@ -267,7 +275,8 @@ static void job_start(struct fk_channel *c, struct fk_job *j)
 
 static void job_granted(struct fk_channel *c, struct fk_job *j)
 {
-    fk_grant_checksum(&j->grant, j->request.block.key);
+    if (!c->m->mover->sums)
+        fk_grant_checksum(&j->grant, j->request.block.key);
     j->deadline_us = c->m->t->now_us + 2 * c->m->t->timeout_us;
     job_link(&c->jobs, j);
     if (c->n_waiting++ == 0)            /* else those that wait come first */
@@ -358,13 +367,15 @@ static void retry_waiting(struct fk_channel *c)
 /* ---- the reader ---- */
 
 /* What a read's words hold: how far it is, and the checksum. */
-enum { ARRIVED = 1, ANSWERED = 2 };
+enum { ARRIVED = 1, ANSWERED = 2, SUMMED = 4 };
 
 static void read_end(struct fk_channel *c, struct fk_op *op, int rc)
 {
     c->m->mover->unexpose(op);
     if (rc)
         fk_op_end(c->m->t, op, rc);
+    else if (op->word[0] & SUMMED)
+        fk_op_summed(c->m->t, op, op->word[1], op->key);
     else
         fk_op_arrived(c->m->t, op, op->word[1]);
 }
@@ -376,6 +387,19 @@ static struct fk_op *read_of(struct fk_channel *c, uint64_t id, uint64_t already
     return op && op->channel == c && op->state != FK_OP_QUEUED && !(op->word[0] & already) ? op : NULL;
 }
 
+struct fk_op *fk_channel_read(struct fk_channel *c, uint64_t id)
+{
+    return read_of(c, id, ANSWERED | SUMMED);
+}
+
+/* The key, which nobody else needs any more, gives its place to the sum. */
+void fk_read_summed(struct fk_channel *c, struct fk_op *op, uint64_t sum)
+{
+    op->word[0] |= SUMMED;
+    op->key = sum;
+    c->answered = true;
+}
+
 static int on_answer(struct fk_channel *c, const uint8_t *payload, uint32_t bytes)
 {
     int n = fk_answer_count(bytes);
@@ -385,7 +409,8 @@ static int on_answer(struct fk_channel *c, const uint8_t *payload, uint32_t byte
         if (fk_answer_get(payload, (uint32_t)i, &a))
             return -EPROTO;
         struct fk_op *op = read_of(c, a.id, ANSWERED);
-        if (!op || (a.bytes ? a.bytes != op->r.block.bytes : a.rc == 0))
+        if (!op || (a.bytes ? a.bytes != op->r.block.bytes : a.rc == 0) ||
+            (c->m->mover->sums && !!a.bytes != !!(op->word[0] & SUMMED)))
             return -EPROTO;
         c->answered = true;
         if (!a.bytes || op->word[0] & ARRIVED || !c->m->mover->notices) {
@@ -547,6 +572,34 @@ static int read_frames(struct fk_channel *c)
     return rc;
 }
 
+/* The same where payloads come between the frames. */
+static int read_mixed(struct fk_channel *c)
+{
+    const struct fk_mover *mover = c->m->mover;
+    uint32_t budget = mover->turn_bytes, bytes;
+    const uint8_t *payload;
+    unsigned type;
+
+    for (;;) {
+        int rc = mover->payload(c, &budget);
+        if (rc == 1)
+            rc = fk_frame_next(&c->session, &c->stream, &type, &payload, &bytes);
+        else
+            return rc;
+        if (rc == 1)
+            rc = on_frame(c, type, payload, bytes);
+        else if (rc == 0 && !budget)
+            return 0;
+        else if (rc == 0) {
+            rc = fk_stream_read(&c->stream, fk_stream_unread(&c->stream) + mover->heads_bytes);
+            if (rc == -EAGAIN)
+                return 0;
+        }
+        if (rc)
+            return rc;
+    }
+}
+
 static void sock_ready(struct fk_watch *w, uint32_t events)
 {
     struct fk_channel *c = (struct fk_channel *)((char *)w - offsetof(struct fk_channel, sock));
@@ -558,7 +611,7 @@ static void sock_ready(struct fk_watch *w, uint32_t events)
     else if (events & EPOLLOUT)
         rc = fk_channel_flush(c);
     if (!rc && events & (EPOLLIN | EPOLLHUP | EPOLLERR) && !(events == EPOLLOUT))
-        rc = read_frames(c);
+        rc = c->m->mover->payload && c->peer && c->open ? read_mixed(c) : read_frames(c);
     if (!rc && c->answers.len)
         rc = send_answers(c);
     if (!rc)

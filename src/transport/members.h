@@ -42,6 +42,7 @@ struct fk_channel {
     struct fk_session session;
     uint64_t hello_until_us;
     bool connecting, open, dead;        /* dead: of no use any more, closed in this round */
+    bool mid_payload;                   /* the mover sends through the connection itself: nothing else may */
     bool moving;                        /* the mover's side of it is there: mover->poll */
     /* reader */
     struct fk_peer *peer;               /* NULL: this is the owner's side */
@@ -55,6 +56,7 @@ struct fk_channel {
 
 struct fk_mover {
     size_t channel_bytes;               /* of a struct that begins with struct fk_channel */
+    bool sums;                          /* it takes the owner's checksum itself, in write() */
     bool notices;                       /* the reader is told through the mover too that his bytes are there */
     /* Reader, connected: what there is to say in PROOF (session.endpoint). */
     int (*reader_open)(struct fk_channel *c);
@@ -72,6 +74,10 @@ struct fk_mover {
     /* Makes progress: fk_job_done, fk_read_noticed. *next: when to come again. -errno: the channel is lost. */
     int (*poll)(struct fk_channel *c, uint64_t now, uint64_t *next);
     int (*frame)(struct fk_channel *c, unsigned type, const uint8_t *payload, uint32_t bytes);    /* of a kind of its own; may be NULL */
+    /* Movers through the connection, else NULL. Takes bytes that follow a frame of its own. 1: there are none, or all have
+     * come: frames follow; 0: more will come. */
+    int (*payload)(struct fk_channel *c, uint32_t *budget);
+    uint32_t heads_bytes, turn_bytes;   /* of such: to read where frames are expected; in a turn */
     const char *(*strerror)(int rc);
 };
 
@@ -104,5 +110,8 @@ uint64_t fk_members_tick(struct fk_transport *t, uint64_t now);
 void fk_job_done(struct fk_channel *c, struct fk_job *j, int rc);      /* written, or not */
 void fk_read_noticed(struct fk_channel *c, uint64_t id, uint64_t key);  /* all bytes of a read are there */
 int fk_channel_flush(struct fk_channel *c);
+int fk_channel_put_answers(struct fk_channel *c);                      /* what is to be said goes into the stream */
+struct fk_op *fk_channel_read(struct fk_channel *c, uint64_t id);      /* reader: one under way here, or NULL */
+void fk_read_summed(struct fk_channel *c, struct fk_op *op, uint64_t sum);     /* all bytes are there; their checksum */
 
 #endif

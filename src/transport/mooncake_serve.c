@@ -96,7 +96,12 @@ static int grant_next(struct fk_moon_server *s)
 static int release(struct fk_moon_server *s)
 {
     s->granted = false;
-    return fk_grant_release(s->m->t, &s->ref, &s->grant);
+    int rc = fk_grant_release(s->m->t, &s->ref, &s->grant);
+    if (!rc && s->header) {             /* the slot itself was counted */
+        s->m->t->delta.served_blocks--;
+        s->m->t->delta.served_bytes -= s->grant.bytes;
+    }
+    return rc;
 }
 
 static int put_status(struct fk_moon_server *s, uint64_t status)

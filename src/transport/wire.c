@@ -217,3 +217,25 @@ int fk_put_memory(struct fk_session *s, struct fk_stream *out, const void *data,
     fk_frame_end(s, p, (uint32_t)bytes);
     return 0;
 }
+
+int fk_put_data(struct fk_session *s, struct fk_stream *out, uint64_t id, uint32_t bytes)
+{
+    uint8_t *p = fk_frame_begin(s, out, FK_FRAME_DATA, FK_DATA_BYTES);
+
+    if (!p)
+        return -ENOMEM;
+    fk_put64(p, id);
+    fk_put32(p + 8, bytes);
+    fk_put32(p + 12, 0);
+    fk_frame_end(s, p, FK_DATA_BYTES);
+    return 0;
+}
+
+int fk_data_get(const uint8_t *payload, uint32_t payload_bytes, uint64_t *id, uint32_t *bytes)
+{
+    if (payload_bytes != FK_DATA_BYTES || fk_get32(payload + 12))
+        return -EPROTO;
+    *id = fk_get64(payload);
+    *bytes = fk_get32(payload + 8);
+    return 0;
+}

@@ -23,12 +23,13 @@
 #define FK_ENDPOINT_MAX 256u            /* the name of a libfabric endpoint */
 #define FK_REQUEST_BYTES 88u
 #define FK_ANSWER_BYTES 24u
+#define FK_DATA_BYTES 16u
 #define FK_FRAME_REQUESTS 1024u         /* at most in a frame */
 #define FK_SECRET_MIN 8u
 
 enum fk_frame_type {
     FK_FRAME_HELLO = 1, FK_FRAME_CHALLENGE, FK_FRAME_PROOF, FK_FRAME_WELCOME, FK_FRAME_REFUSE, FK_FRAME_READ,
-    FK_FRAME_ANSWER, FK_FRAME_MEMORY
+    FK_FRAME_ANSWER, FK_FRAME_MEMORY, FK_FRAME_DATA
 };
 
 enum fk_refusal { FK_REFUSED_VERSION = 1, FK_REFUSED_CLUSTER, FK_REFUSED_SECRET, FK_REFUSED_TRANSPORT,
@@ -92,6 +93,9 @@ int fk_put_requests(struct fk_session *s, struct fk_stream *out, const struct fk
 int fk_put_answers(struct fk_session *s, struct fk_stream *out, const struct fk_answer *a, uint32_t n);
 /* What a mover has to say of the reader's memory, as it is. */
 int fk_put_memory(struct fk_session *s, struct fk_stream *out, const void *data, size_t bytes);
+/* The bytes of a read follow the frame, without a MAC: the answer has their checksum. */
+int fk_put_data(struct fk_session *s, struct fk_stream *out, uint64_t id, uint32_t bytes);
+int fk_data_get(const uint8_t *payload, uint32_t payload_bytes, uint64_t *id, uint32_t *bytes);     /* 0 or -EPROTO */
 /* How many are in the payload, or -EPROTO. */
 int fk_request_count(uint32_t bytes);
 int fk_request_get(const uint8_t *payload, uint32_t i, struct fk_request *r);       /* 0 or -EPROTO */

@@ -1,7 +1,7 @@
 /*
  * test_sharing.c - nodes of one cluster in one process, with a real Redis of their own: a block put into one is got from
  * another with every byte checked; from cpu and from SSD; prefixes joined; namespaces that stay at home; restarts,
- * lost nodes, a Redis that goes away; settings that can't be.
+ * lost nodes, a Redis that goes away; settings that can't be. FLEXKV_TEST_TRANSPORT: over another transport than tcp.
  */
 #include <signal.h>
 #include <sys/prctl.h>
@@ -39,7 +39,13 @@ static void stop_redis(void)
     unlink(redis_path);
 }
 
-#define CLUSTER "redis_host", redis_path, "node_ttl_seconds", "3", "peer_timeout_ms", "1000"
+static const char *transport(void)
+{
+    return getenv("FLEXKV_TEST_TRANSPORT") ? getenv("FLEXKV_TEST_TRANSPORT") : "tcp";
+}
+
+#define CLUSTER "redis_host", redis_path, "node_ttl_seconds", "3", "peer_timeout_ms", "1000", \
+    "p2p_transport", transport()
 #define SHARES_CPU CLUSTER, "enable_p2p_cpu", "1"
 
 static bool reaches(struct api *a, uint32_t chain, uint32_t n)
