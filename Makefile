@@ -8,7 +8,7 @@
 BUILD ?= build
 MESON := $(shell command -v /usr/bin/meson || command -v meson || echo meson)
 
-.PHONY: all deps demo demo-dynamo demo-replay test test-engine test-rdma fuzz soak soak-engine bench bench-engine bench-routing clean install help
+.PHONY: all deps demo demo-dynamo demo-replay test test-engine test-rdma fuzz soak soak-engine soak-cluster bench bench-engine bench-routing clean install help
 
 all: | $(BUILD)/build.ninja
 	@ninja -C $(BUILD)
@@ -63,6 +63,12 @@ soak-engine:            ## the real vLLM under load, its processes killed or sto
 soak:                   ## simulator and kill -9 for SOAK_SECONDS (600)
 	@tools/install-deps --test
 	@tools/soak
+
+soak-cluster: all       ## nodes that share, under load, killed and stopped with their Redis at random, 100 rounds
+	@tools/install-deps --test
+	@$(MAKE) --no-print-directory all
+	@SHARING_ROUNDS=$${SHARING_ROUNDS:-100} FLEXKV_BIN=$(BUILD)/flexkv FLEXKV_BUILD=$(BUILD) \
+	    python3 -m pytest -q -s -p no:cacheprovider tests/e2e/test_sharing.py -k faults
 
 bench: all              ## index, hash, copy and ssd against their limits
 	@$(BUILD)/flexkv bench all
