@@ -66,7 +66,6 @@ soak:                   ## simulator and kill -9 for SOAK_SECONDS (600)
 
 soak-cluster: all       ## nodes that share, under load, killed and stopped with their Redis at random, 100 rounds
 	@tools/install-deps --test
-	@$(MAKE) --no-print-directory all
 	@SHARING_ROUNDS=$${SHARING_ROUNDS:-100} FLEXKV_BIN=$(BUILD)/flexkv FLEXKV_BUILD=$(BUILD) \
 	    python3 -m pytest -q -s -p no:cacheprovider tests/e2e/test_sharing.py -k faults
 
