@@ -1,0 +1,81 @@
+/*
+ * fuzz_store.c - libFuzzer target: the header of a space and the record before a block in a shared store. Nothing may
+ * crash; a header that is taken must be whole and of our version, a record that is taken must be the asked key's, in that
+ * space, with the bytes' own checksum.
+ *
+ * Input: byte 0: bit 0 seal the header's crc, bit 1 seal the record's, bit 2 put a sound magic, order and version into both;
+ * then 128 bytes of header, 88 of record, and a block.
+ */
+#include <isa-l/crc.h>
+#include <string.h>
+
+#include "base/checksum.h"
+#include "base/util.h"
+#include "store/format.h"
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
+
+static void seal(void *bytes, size_t n)
+{
+    uint32_t crc = crc32_iscsi(bytes, (int)(n - 4), ~0u);
+
+    memcpy((char *)bytes + n - 4, &crc, 4);
+}
+
+static size_t take(const uint8_t **data, size_t *left, void *out, size_t want)
+{
+    size_t n = fk_min(*left, want);
+
+    memset(out, 0, want);
+    memcpy(out, *data, n);
+    *data += n;
+    *left -= n;
+    return n;
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
+{
+    static const uint32_t sound[2] = { 0x01020304, STORE_VERSION };
+    struct store_header raw, h;
+    struct store_record r;
+
+    if (!size)
+        return 0;
+    uint8_t how = *data++;
+    size--;
+    size_t n = take(&data, &size, &raw, sizeof(raw));
+    take(&data, &size, &r, sizeof(r));
+    if (how & 4) {
+        memcpy(raw.magic, "FlexKVsp", 8);
+        memcpy(r.magic, "FlexKVbl", 8);
+        memcpy(&raw.byte_order, sound, sizeof(sound));
+        memcpy(&r.byte_order, sound, sizeof(sound));
+    }
+    if (how & 1)
+        seal(&raw, sizeof(raw));
+    if (how & 2)
+        seal(&r, sizeof(r));
+    enum store_state state = store_header_read(&raw, how & 1 ? sizeof(raw) : n, &h);
+    if (state != STORE_OK)
+        return 0;
+    if (h.version != STORE_VERSION || !h.block_bytes || h.block_bytes > STORE_MAX_BLOCK_BYTES ||
+        strnlen(h.name, sizeof(h.name)) == sizeof(h.name))
+        __builtin_trap();
+    if (store_record_good(&r, &h, r.key) && (r.block_bytes != h.block_bytes || r.version != STORE_VERSION))
+        __builtin_trap();
+    struct fk_key other = { r.key.lo ^ 1, r.key.hi };
+    if (store_record_good(&r, &h, other))
+        __builtin_trap();
+    char name[STORE_KEY_CHARS + 1], text[64] = "";
+    struct fk_key parsed;
+    store_key_text(r.key, name);
+    if (!store_key_parse(name, &parsed) || !fk_key_equal(parsed, r.key))
+        __builtin_trap();
+    memcpy(text, data, fk_min(size, sizeof(text) - 1));
+    if (store_key_parse(text, &parsed)) {
+        store_key_text(parsed, name);
+        if (strcmp(name, text) != 0)
+            __builtin_trap();
+    }
+    return 0;
+}

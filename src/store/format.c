@@ -1,0 +1,95 @@
+/* format.c - see format.h. Pure functions. */
+#include "store/format.h"
+
+#include <isa-l/crc.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "base/checksum.h"
+
+static const char header_magic[8] = { 'F', 'l', 'e', 'x', 'K', 'V', 's', 'p' };
+static const char record_magic[8] = { 'F', 'l', 'e', 'x', 'K', 'V', 'b', 'l' };
+#define BYTE_ORDER_MARK 0x01020304u
+#define BYTE_ORDER_SWAPPED 0x04030201u
+
+static uint32_t crc32c(const void *data, size_t bytes)
+{
+    return crc32_iscsi((unsigned char *)(uintptr_t)data, (int)bytes, ~0u);
+}
+
+void store_header_make(struct store_header *h, const char *name, const uint8_t fingerprint[16],
+                       const uint8_t uuid[16], uint64_t block_bytes)
+{
+    memset(h, 0, sizeof(*h));
+    memcpy(h->magic, header_magic, sizeof(h->magic));
+    h->byte_order = BYTE_ORDER_MARK;
+    h->version = STORE_VERSION;
+    h->block_bytes = block_bytes;
+    memcpy(h->fingerprint, fingerprint, sizeof(h->fingerprint));
+    memcpy(h->uuid, uuid, sizeof(h->uuid));
+    memcpy(h->name, name, strnlen(name, sizeof(h->name) - 1));
+    h->crc = crc32c(h, offsetof(struct store_header, crc));
+}
+
+enum store_state store_header_read(const void *bytes, size_t n, struct store_header *h)
+{
+    memset(h, 0, sizeof(*h));
+    memcpy(h, bytes, n < sizeof(*h) ? n : sizeof(*h));
+    if (memcmp(h->magic, header_magic, sizeof(h->magic)) != 0)
+        return STORE_FOREIGN;
+    if (h->byte_order == BYTE_ORDER_SWAPPED)
+        return STORE_BYTE_ORDER;
+    if (h->byte_order == BYTE_ORDER_MARK && h->version && h->version != STORE_VERSION)
+        return STORE_VERSION_OTHER;
+    if (n != sizeof(*h) || h->crc != crc32c(h, offsetof(struct store_header, crc)) ||
+        h->byte_order != BYTE_ORDER_MARK || h->block_bytes == 0 || h->block_bytes > STORE_MAX_BLOCK_BYTES ||
+        !memchr(h->name, 0, sizeof(h->name)))
+        return STORE_TORN;
+    return STORE_OK;
+}
+
+void store_record_make(struct store_record *r, const struct store_header *h, struct fk_key key, struct fk_key parent,
+                       const void *block)
+{
+    memset(r, 0, sizeof(*r));
+    memcpy(r->magic, record_magic, sizeof(r->magic));
+    r->byte_order = BYTE_ORDER_MARK;
+    r->version = STORE_VERSION;
+    r->key = key;
+    r->parent = parent;
+    r->block_bytes = h->block_bytes;
+    r->checksum = fk_block_checksum(key, block, h->block_bytes);
+    memcpy(r->fingerprint, h->fingerprint, sizeof(r->fingerprint));
+    r->crc = crc32c(r, offsetof(struct store_record, crc));
+}
+
+bool store_record_good(const struct store_record *r, const struct store_header *h, struct fk_key key)
+{
+    return memcmp(r->magic, record_magic, sizeof(r->magic)) == 0 &&
+           r->crc == crc32c(r, offsetof(struct store_record, crc)) && r->byte_order == BYTE_ORDER_MARK &&
+           r->version == STORE_VERSION && fk_key_equal(r->key, key) && r->block_bytes == h->block_bytes &&
+           memcmp(r->fingerprint, h->fingerprint, sizeof(r->fingerprint)) == 0;
+}
+
+void store_key_text(struct fk_key key, char out[STORE_KEY_CHARS + 1])
+{
+    snprintf(out, STORE_KEY_CHARS + 1, "%016llx%016llx", (unsigned long long)key.hi, (unsigned long long)key.lo);
+}
+
+static bool parse_word(const char *text, uint64_t *word)
+{
+    *word = 0;
+    for (int i = 0; i < 16; i++) {
+        char c = text[i];
+        if (!((c >= '0' && c <= '9') || (c >= 'a' && c <= 'f')))
+            return false;
+        *word = *word << 4 | (uint64_t)(c <= '9' ? c - '0' : c - 'a' + 10);
+    }
+    return true;
+}
+
+bool store_key_parse(const char *name, struct fk_key *key)
+{
+    return strnlen(name, STORE_KEY_CHARS + 1) == STORE_KEY_CHARS && parse_word(name, &key->hi) &&
+           parse_word(name + 16, &key->lo);
+}
