@@ -3,8 +3,8 @@
  * crash; a header that is taken must be whole and of our version, a record that is taken must be the asked key's, in that
  * space, with the bytes' own checksum.
  *
- * Input: byte 0: bit 0 seal the header's crc, bit 1 seal the record's, bit 2 put a sound magic, order and version into both;
- * then 128 bytes of header, 88 of record, and a block.
+ * Input: byte 0: bit 0 seal the header's crc, bit 1 seal the record's and its note's, bit 2 put a sound magic, order and version into both;
+ * then 128 bytes of header, 96 of record, and the note.
  */
 #include <isa-l/crc.h>
 #include <string.h>
@@ -12,6 +12,7 @@
 #include "base/checksum.h"
 #include "base/util.h"
 #include "store/format.h"
+#include "store/store.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
@@ -53,18 +54,29 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     }
     if (how & 1)
         seal(&raw, sizeof(raw));
-    if (how & 2)
+    if (how & 2) {
+        r.note_bytes %= 2 * FK_STORE_NOTE_MAX;
+        uint8_t note[FK_STORE_NOTE_MAX] = { 0 };
+        memcpy(note, data, fk_min(size, sizeof(note)));
+        r.note_crc = crc32_iscsi(note, (int)fk_min(r.note_bytes, FK_STORE_NOTE_MAX), ~0u);
         seal(&r, sizeof(r));
+    }
     enum store_state state = store_header_read(&raw, how & 1 ? sizeof(raw) : n, &h);
     if (state != STORE_OK)
         return 0;
     if (h.version != STORE_VERSION || !h.block_bytes || h.block_bytes > STORE_MAX_BLOCK_BYTES ||
         strnlen(h.name, sizeof(h.name)) == sizeof(h.name))
         __builtin_trap();
-    if (store_record_good(&r, &h, r.key) && (r.block_bytes != h.block_bytes || r.version != STORE_VERSION))
+    static uint8_t page[STORE_PAGE];
+    struct store_record got;
+    memset(page, 0, sizeof(page));
+    memcpy(page, &r, sizeof(r));
+    memcpy(page + STORE_NOTE_AT, data, fk_min(size, (size_t)FK_STORE_NOTE_MAX));
+    if (store_page_read(page, &h, r.key, &got) &&
+        (got.block_bytes != h.block_bytes || got.version != STORE_VERSION || got.note_bytes > FK_STORE_NOTE_MAX))
         __builtin_trap();
     struct fk_key other = { r.key.lo ^ 1, r.key.hi };
-    if (store_record_good(&r, &h, other))
+    if (store_page_read(page, &h, other, &got))
         __builtin_trap();
     char name[STORE_KEY_CHARS + 1], text[64] = "";
     struct fk_key parsed;

@@ -104,6 +104,8 @@ void fk_node_events_drain(struct fk_node *node)
     while ((n = fk_core_take_events(node->core, ev, fk_array_size(ev))) > 0) {
         if (node->sharing)
             fk_node_share_tell(node, ev, n);
+        if (node->remote)
+            fk_node_remote_tell(node, ev, n);
         for (uint32_t i = 0; e && i < n; i++) {
             if (!s || s->id != ev[i].space)
                 s = fk_node_space(node, ev[i].space);
@@ -219,6 +221,11 @@ uint32_t fk_node_label_get(struct fk_node *node, const struct fk_label *label)
     uint32_t number = fk_labels_get(&node->events->labels, label->lora, label->salt);
     pthread_mutex_unlock(&node->lock);
     return number;
+}
+
+uint32_t fk_node_events_label_of(struct fk_node *node, const char *lora, const char *salt)
+{
+    return fk_labels_get(&node->events->labels, lora, salt);
 }
 
 /* ---- what subscriptions ask for; without the lock ---- */

@@ -22,8 +22,10 @@ void fk_node_unlock(struct fk_node *node)
 
     if (work.jobs && fk_links_push(node))
         pthread_cond_signal(&node->agent_wake);
-    if (work.fetches)
+    if (work.fetches && node->sharing)
         fk_node_share_wake(node);
+    else if (work.fetches && node->remote)
+        fk_node_remote_wake(node);
     if (work.cancels != node->cancels_told) {
         node->cancels_told = work.cancels;
         fk_links_cancel(node);
@@ -57,7 +59,7 @@ static struct fk_core_params core_params(const struct fk_settings *set)
         .lease_timeout_us = (uint64_t)set->lease_timeout_ms * 1000,
         .cancel_grace_us = CANCEL_GRACE_US,
         .copies_go_first = set->peer_copies == FK_PEER_COPIES_EVICT_FIRST,
-        .events = set->enable_kv_events || fk_node_shares(set),
+        .events = set->enable_kv_events || fk_node_shares(set) || fk_node_has_remote(set),
         .seed = fk_clock_ns() | 1,
     };
 }
@@ -131,7 +133,7 @@ static void free_node(struct fk_node *node)
     }
     while (node->spaces) {
         struct fk_space *next = node->spaces->next;
-        fk_space_free(node->spaces, stuck != 0);
+        fk_space_free(node->spaces, stuck != 0 || node->memory_busy);
         node->spaces = next;
     }
     if (!stuck)                     /* the disk may still write to what is lent from it */
@@ -180,6 +182,8 @@ FLEXKV_API int flexkv_node_open(const flexkv_config *config, flexkv_node **out)
         rc = fk_node_publish_start(node);
     if (!rc && fk_node_shares(node->set))
         rc = fk_node_share_start(node);
+    if (!rc && fk_node_has_remote(node->set) && (rc = fk_node_remote_start(node)) != 0)
+        fk_node_share_stop(node);
     if (rc) {
         fk_node_publish_stop(node);
         fk_node_io_stop(node);
@@ -245,11 +249,13 @@ void fk_local_close(flexkv_node *pub)
     fk_node_unlock(node);
     wait_until(node, copies_idle, deadline);
     wait_until(node, writes_idle, deadline);
+    wait_until(node, fk_node_remote_idle, deadline);
 
     fk_node_publish_stop(node);
     fk_server_stop(node);
     fk_node_io_stop(node);
     fk_node_share_stop(node);       /* what the I/O thread reads for others it hands to the transport */
+    fk_node_remote_stop(node);
     pthread_mutex_lock(&node->lock);
     node->closing = true;
     pthread_cond_broadcast(&node->agent_wake);

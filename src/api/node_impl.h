@@ -33,6 +33,7 @@ struct fk_node;
 struct fk_link;
 struct fk_server;
 struct fk_sharing;
+struct fk_remote;
 struct fk_peers_stage;
 
 struct fk_space {                   /* one KV geometry and its share of the tiers */
@@ -43,6 +44,7 @@ struct fk_space {                   /* one KV geometry and its share of the tier
     uint32_t tokens_per_block, ranks;
     uint64_t slice_bytes, slot_bytes, block_bytes;
     uint32_t id;                    /* the core's */
+    uint32_t store_id;              /* the shared store's; FK_NONE: none */
     enum fk_key_scheme scheme;
     struct fk_pool *pool;
     uint64_t pool_bytes;            /* slots, then checksums */
@@ -138,6 +140,8 @@ struct fk_node {
     uint32_t cancels_told;          /* see fk_core_work */
     struct fk_node_events *events;  /* NULL: off */
     struct fk_sharing *sharing;     /* NULL: in no cluster */
+    struct fk_remote *remote;       /* NULL: no shared store */
+    bool memory_busy;               /* closed, but a hung store may still use the cpu tier's memory */
 };
 
 #define fk_local_node(pub_) ((struct fk_node *)(pub_))
@@ -257,6 +261,7 @@ bool fk_node_events_news(struct fk_node *node);
 struct fk_label fk_node_label_at(struct fk_node *node, uint32_t number);
 uint32_t fk_node_events_label(struct fk_node *node, uint64_t id);
 uint32_t fk_node_label_get(struct fk_node *node, const struct fk_label *label);
+uint32_t fk_node_events_label_of(struct fk_node *node, const char *lora, const char *salt);     /* with the lock */
 void fk_node_events_stats(struct fk_node *node, flexkv_stats *out);
 int fk_local_namespace_label(flexkv_namespace *ns, const char *lora_name, const char *cache_salt);
 int fk_local_events_open(flexkv_node *node, flexkv_space *space, flexkv_events **out);
@@ -271,8 +276,10 @@ void fk_node_share_tell(struct fk_node *node, const struct fk_core_event *ev, ui
 void fk_node_share_lost(struct fk_node *node);
 int fk_node_share_space(struct fk_space *s);
 /* How far others reach with what is here. */
-uint32_t fk_node_reach(struct fk_node *node, const struct fk_instance *in, const struct fk_key *keys,
-                       uint32_t n, uint32_t known, uint64_t now);
+uint32_t fk_node_share_reach(struct fk_node *node, const struct fk_instance *in, const struct fk_key *keys,
+                             uint32_t n, uint32_t known, uint64_t now);
+/* The slot gets other bytes: what they sum up to, and what routers call them, is not known. Also without sharing. */
+void fk_node_slot_filling(void *node, uint32_t space, uint32_t slot);
 /* SSD blocks that others want; also without node->sharing. */
 bool fk_node_stage_wanted(const struct fk_node *node);
 uint32_t fk_node_stage_take(struct fk_node *node, struct fk_peers_stage *out, uint32_t max);
@@ -281,6 +288,26 @@ void fk_node_stage_submit(struct fk_node *node, const struct fk_peers_stage *sta
 bool fk_node_stage_done(struct fk_node *node, const struct fk_core_ssd_done *done, uint64_t now);
 struct json_t *fk_node_share_json(const struct fk_node *node);
 void fk_node_share_stats(struct fk_node *node, flexkv_stats *out);
+
+/* remote.c: where node->remote is there; all but start, space and stop with the lock. */
+bool fk_node_has_remote(const struct fk_settings *set);
+int fk_node_remote_start(struct fk_node *node);
+int fk_node_remote_space(struct fk_space *s);
+void fk_node_remote_stop(struct fk_node *node);
+void fk_node_remote_wake(struct fk_node *node);
+void fk_node_remote_tell(struct fk_node *node, const struct fk_core_event *ev, uint32_t n);
+void fk_node_remote_used(struct fk_node *node, const struct fk_instance *in, uint32_t group,
+                         const struct fk_key *keys, uint32_t n);
+/* A block that no peer can give, for the store to be asked for; false: it hasn't it either. Also without remote. */
+bool fk_node_remote_fetch(void *node, const struct fk_core_fetch *want);
+/* Nothing that is to be written waits, or can be written. Also without remote. */
+bool fk_node_remote_idle(struct fk_node *node);
+void fk_node_remote_reset(struct fk_node *node);
+struct json_t *fk_node_remote_json(const struct fk_node *node);
+void fk_node_remote_stats(struct fk_node *node, flexkv_stats *out);
+/* How far peers and the store reach with what is here; with either of them. */
+uint32_t fk_node_reach(struct fk_node *node, const struct fk_instance *in, const struct fk_key *keys,
+                       uint32_t n, uint32_t known, uint64_t now);
 
 /* names_io.c */
 struct fk_names_io {                /* what a request's name needs, taken under the lock */

@@ -19,7 +19,9 @@ int fk_local_match(flexkv_namespace *pub, const struct fk_key *keys, uint32_t n,
     if (!in->remote || in->n_registered == in->n_workers) {
         uint64_t now = fk_clock_us();
         fk_core_match(node->core, in->id, keys, n, now, out);
-        if (node->sharing && out->blocks < n)
+        if (node->remote)
+            fk_node_remote_used(node, in, fk_local_namespace(pub)->group, keys, out->blocks);
+        if ((node->sharing || node->remote) && out->blocks < n)
             fk_core_match_extend(node->core, in->id, fk_local_namespace(pub)->group, keys,
                                  fk_node_reach(node, in, keys, n, out->blocks, now), now, out);
     }
@@ -109,7 +111,7 @@ int fk_node_put(struct fk_namespace *ns, const struct fk_key *keys, uint32_t n, 
         fk_api_fail(rc, "out of memory");
     if (!rc && node->events)
         fk_node_events_name(ns, args, first, a.slots, n - first);
-    if (!rc && node->events && node->sharing)
+    if (!rc && node->events && (node->sharing || node->remote))
         fk_node_events_name_known(ns, args, keys + first, first, n - first);
     fk_node_unlock(node);
     return rc;
@@ -124,7 +126,7 @@ int fk_node_prefetch(struct fk_namespace *ns, const struct fk_key *keys, uint32_
 
     a.results = NULL;       /* how many blocks there are is known only at the end */
     pthread_mutex_lock(&node->lock);
-    if (node->sharing) {
+    if (node->sharing || node->remote) {
         uint32_t here = fk_core_here(node->core, ns->instance->id, keys, n, NULL);
         a.group = ns->group;
         a.reach = fk_node_reach(node, ns->instance, keys, n, here, now);
@@ -166,6 +168,8 @@ int fk_local_reset(flexkv_node *pub)
     fk_core_reset(node->core, fk_clock_us());
     for (struct fk_space *s = node->spaces; s; s = s->next)
         node->resets_asked += s->ssd != NULL;
+    if (node->remote)
+        fk_node_remote_reset(node);
     uint64_t target = node->resets_asked;
     fk_node_unlock(node);
     pthread_mutex_lock(&node->lock);
@@ -231,6 +235,8 @@ int fk_local_stats(flexkv_node *pub, flexkv_stats *out)
         fk_node_events_stats(node, out);
     if (node->sharing)
         fk_node_share_stats(node, out);
+    if (node->remote)
+        fk_node_remote_stats(node, out);
     fk_node_unlock(node);
     out->cpu.bytes_read = atomic_load(&node->bytes_to_engine);
     out->cpu.bytes_written = atomic_load(&node->bytes_from_engine);

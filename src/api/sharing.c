@@ -3,7 +3,7 @@
  * transport, whose thread pumps fetches, the cluster's state machine and its Redis thread.
  *
  *   caller's match -> core -> fk_node_reach -> the remote index          (node->lock, inside it cluster_lock)
- *   core's fetches -> transport's thread: turn -> reads -> turn -> core
+ *   core's fetches -> transport's thread: turn -> reads -> turn -> core, or the shared store (remote.c)
  *   peers' reads  -> transport's thread -> grant (node->lock) -> cpu slot, or I/O thread -> staging buffer
  *   core's events -> whoever gives up node->lock -> the cluster's changes -> Redis thread
  */
@@ -63,8 +63,8 @@ void fk_node_share_lost(struct fk_node *node)
         fk_redis_wake(node->sharing->redis);
 }
 
-uint32_t fk_node_reach(struct fk_node *node, const struct fk_instance *in, const struct fk_key *keys, uint32_t n,
-                       uint32_t known, uint64_t now)
+uint32_t fk_node_share_reach(struct fk_node *node, const struct fk_instance *in, const struct fk_key *keys, uint32_t n,
+                             uint32_t known, uint64_t now)
 {
     return fk_peers_reach(node->sharing->peers, in->id, in->space->id, keys, n, known, now);
 }
@@ -88,7 +88,7 @@ int fk_node_share_space(struct fk_space *s)
 }
 
 /* The slot gets other bytes: what they sum up to, and what routers call them, is not known. */
-static void filling(void *ctx, uint32_t space, uint32_t slot)
+void fk_node_slot_filling(void *ctx, uint32_t space, uint32_t slot)
 {
     struct fk_space *s = fk_node_space(ctx, space);
     _Atomic uint64_t *sums = s ? fk_space_sums(s, slot, 0) : NULL;
@@ -181,8 +181,8 @@ static uint64_t turn(void *ctx)
         sh->has_thread = true;
         sh->signalled = false;
         fk_peers_pump(sh->peers, now);
-        for (struct fk_space *s = node->spaces; s; s = s->next)
-            fk_rates_fetched(s, fk_peers_block_us(sh->peers, s->id));
+        for (struct fk_space *s = node->remote ? NULL : node->spaces; s; s = s->next)
+            fk_rates_fetched(s, fk_peers_block_us(sh->peers, s->id));   /* with a store remote.c tells what both take */
         next = fk_peers_next_wakeup(sh->peers);
     }
     fk_node_unlock(node);
@@ -372,7 +372,8 @@ int fk_node_share_start(struct fk_node *node)
     struct fk_peers_params params = {
         .core = node->core, .cluster = sh->cluster, .cluster_lock = &sh->cluster_lock, .transport = sh->transport,
         .share_cpu = set->enable_p2p_cpu, .share_ssd = set->enable_p2p_ssd,
-        .timeout_us = (uint64_t)set->peer_timeout_ms * 1000, .filling = filling, .ctx = node,
+        .timeout_us = (uint64_t)set->peer_timeout_ms * 1000, .filling = fk_node_slot_filling,
+        .hand_on = fk_node_remote_fetch, .ctx = node,
     };
     if (!rc && (rc = fk_peers_create(&params, &sh->peers)))
         fk_api_fail(rc, "out of memory");

@@ -239,6 +239,8 @@ static int add_to_core(struct fk_space *s, const uint32_t slots[FK_TIERS],
     rc = add_groups(s, slots);
     if (!rc && s->node->sharing)
         rc = fk_node_share_space(s);
+    else if (!rc && s->node->remote)
+        rc = fk_core_space_elsewhere(s->node->core, s->id);
     return rc || !s->ssd ? rc : recover(s, list);
 }
 
@@ -272,6 +274,8 @@ static int build(struct fk_space *s)
         rc = open_pool(s, slots[FK_TIER_CPU]);
     if (!rc)
         rc = open_store(s, slots[FK_TIER_SSD]);
+    if (!rc && node->remote)
+        rc = fk_node_remote_space(s);
     if (!rc && node->events)
         rc = fk_names_open(s);
     if (!rc)
@@ -316,6 +320,7 @@ static struct fk_space *new_space(struct fk_node *node, const flexkv_space_desc 
     if (!s)
         return NULL;
     s->node = node;
+    s->store_id = FK_NONE;
     snprintf(s->name, sizeof(s->name), "%s", desc->name);
     s->tokens_per_block = desc->tokens_per_block;
     s->ranks = desc->ranks;

@@ -153,6 +153,8 @@ int fk_node_status_json(struct fk_node *node, char **text)
     peers_json(node, clients, waiting);
     if (node->sharing)
         json_object_set_new(root, "cluster", fk_node_share_json(node));
+    if (node->remote)
+        json_object_set_new(root, "store", fk_node_remote_json(node));
     pthread_mutex_unlock(&node->lock);
     json_object_set_new(root, "clients", clients);
     json_object_set_new(root, "waiting_agents", waiting);

@@ -35,6 +35,7 @@ enum fk_shared_kv_mode {
     FK_SHARED_KV_RANK0_ONLY, FK_SHARED_KV_LAYER_PARALLEL
 };
 enum fk_layerwise_notify { FK_LAYERWISE_HOSTFUNC, FK_LAYERWISE_POLLING };
+enum fk_remote_write_policy { FK_REMOTE_WRITE_THROUGH, FK_REMOTE_WRITE_ON_REUSE };
 enum fk_peer_copies { FK_PEER_COPIES_KEEP, FK_PEER_COPIES_EVICT_FIRST };
 enum fk_mooncake_protocol { FK_MOONCAKE_TCP, FK_MOONCAKE_RDMA };
 
@@ -176,6 +177,13 @@ struct fk_settings {
     bool enable_p2p_cpu;
     bool enable_p2p_ssd;
     bool enable_3rd_remote;
+    char *remote_cache_dir;
+    uint64_t remote_cache_bytes;
+    enum fk_remote_write_policy remote_write_policy;
+    int64_t remote_threads;
+    int64_t remote_timeout_ms;
+    int64_t remote_scan_ms;
+    int64_t remote_retry_ms;
     char *p2p_transport;
     char *p2p_listen;
     char *fabric_provider;

@@ -15,7 +15,7 @@ static struct fetch *fetch_new(struct fk_peers *p, const struct fk_core_fetch *w
     struct fetch *f = &p->fetch[p->free_fetch];
 
     p->free_fetch = f->next;
-    *f = (struct fetch){ .id = want->id, .key = want->key, .space = want->space, .cpu_slot = want->cpu_slot,
+    *f = (struct fetch){ .id = want->id, .key = want->key, .space = want->space, .cpu_slot = want->cpu_slot, .urgent = want->urgent,
                          .deadline_us = now_us + p->params.timeout_us, .gen = f->gen + 1, .state = FETCH_TODO };
     p->stats.in_flight++;
     if (p->params.filling)
@@ -112,7 +112,11 @@ static void back_to_todo(struct fk_peers *p, struct fetch *f, uint64_t not_befor
 
 static void give_up(struct fk_peers *p, struct fetch *f, int status)
 {
-    tell_core(p, f, status, false);
+    struct fk_core_fetch want = { .id = f->id, .space = f->space, .cpu_slot = f->cpu_slot, .key = f->key,
+                                  .urgent = f->urgent };
+
+    if (status == -ECANCELED || !p->params.hand_on || !p->params.hand_on(p->params.ctx, &want))
+        tell_core(p, f, status, false);
     fetch_free(p, f);
 }
 

@@ -42,6 +42,8 @@ struct fk_peers_params {
     uint32_t staging_buffers;           /* for share_ssd; 0: 16 */
     /* A cpu slot is about to get other bytes; may be NULL. */
     void (*filling)(void *ctx, uint32_t space, uint32_t slot);
+    /* No peer can give that block: is it had from somebody else, who answers the core himself? May be NULL: no. */
+    bool (*hand_on)(void *ctx, const struct fk_core_fetch *want);
     void *ctx;
 };
 

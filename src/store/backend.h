@@ -17,6 +17,8 @@ struct fk_store_part {
     bool there, leftovers;
 };
 
+struct fk_store_note { void *data; uint32_t bytes; };   /* data NULL: none, or it is not wanted */
+
 struct fk_store_sure {
     bool (*sure)(void *arg, uint64_t user);     /* NULL: it is */
     void *arg;
@@ -30,9 +32,10 @@ struct fk_store_backend {
     int (*space)(void *store, const struct fk_store_space *s, void **space, char *error, size_t error_bytes);
 
     /* 0: the block's bytes are in buf. -ENOENT; -EBADMSG: not sound, and removed. */
-    int (*get)(void *space, struct fk_key key, void *buf);
+    int (*get)(void *space, struct fk_key key, void *buf, struct fk_store_note *note);
     /* 0; 1: it was there. -ECANCELED: not sure. */
-    int (*put)(void *space, struct fk_key key, struct fk_key parent, const void *buf, const struct fk_store_sure *sure);
+    int (*put)(void *space, struct fk_key key, struct fk_key parent, const void *buf,
+               const struct fk_store_note *note, const struct fk_store_sure *sure);
     /* Is the place there, is it still this store's, can it be written? */
     int (*probe)(void *space, bool write);
     int (*reset)(void *space);          /* all is gone at once; the rest is done by tidy */

@@ -295,7 +295,8 @@ void dir_remove_if_same(struct dir_store *s, const char *dir, const char *path, 
     unlink(aside);
 }
 
-static int read_block(const struct dir_space *sp, int fd, const struct stat *st, struct fk_key key, void *buf)
+static int read_block(const struct dir_space *sp, int fd, const struct stat *st, struct fk_key key, void *buf,
+                      struct fk_store_note *note)
 {
     _Alignas(8) unsigned char page[STORE_PAGE];
     struct iovec v[2] = { { page, sizeof(page) }, { buf, sp->header.block_bytes } };
@@ -304,14 +305,16 @@ static int read_block(const struct dir_space *sp, int fd, const struct stat *st,
     if (!S_ISREG(st->st_mode) || (uint64_t)st->st_size != STORE_PAGE + sp->header.block_bytes)
         return -EBADMSG;
     int rc = transfer(fd, false, v, 2);
-    memcpy(&r, page, sizeof(r));
-    if (!rc && (!store_record_good(&r, &sp->header, key) ||
+    if (!rc && (!store_page_read(page, &sp->header, key, &r) ||
                 r.checksum != fk_block_checksum(key, buf, sp->header.block_bytes)))
         rc = -EBADMSG;
+    note->bytes = rc || !note->data ? 0 : r.note_bytes;
+    if (note->bytes)
+        memcpy(note->data, page + STORE_NOTE_AT, note->bytes);
     return rc;
 }
 
-static int dir_get(void *space, struct fk_key key, void *buf)
+static int dir_get(void *space, struct fk_key key, void *buf, struct fk_store_note *note)
 {
     struct dir_space *sp = space;
     char path[DIR_PATH + 64], part[DIR_PATH + 64];
@@ -323,7 +326,7 @@ static int dir_get(void *space, struct fk_key key, void *buf)
         return errno == ELOOP ? -EBADMSG : -errno;
     if (fstat(fd, &st) < 0)
         return -errno;
-    int rc = read_block(sp, fd, &st, key, buf);
+    int rc = read_block(sp, fd, &st, key, buf, note);
     if (rc == 0)
         mark_used(sp->store, fd, &st);
     if (rc == -EBADMSG) {
@@ -334,14 +337,13 @@ static int dir_get(void *space, struct fk_key key, void *buf)
     return rc;
 }
 
-static int write_block(const struct dir_space *sp, int fd, struct fk_key key, struct fk_key parent, const void *buf)
+static int write_block(const struct dir_space *sp, int fd, struct fk_key key, struct fk_key parent, const void *buf,
+                       const struct fk_store_note *note)
 {
-    _Alignas(8) unsigned char page[STORE_PAGE] = { 0 };
+    _Alignas(8) unsigned char page[STORE_PAGE];
     struct iovec v[2] = { { page, sizeof(page) }, { (void *)(uintptr_t)buf, sp->header.block_bytes } };
-    struct store_record r;
 
-    store_record_make(&r, &sp->header, key, parent, buf);
-    memcpy(page, &r, sizeof(r));
+    store_page_make(page, &sp->header, key, parent, buf, note->data, note->bytes);
     return transfer(fd, true, v, 2);
 }
 
@@ -363,7 +365,7 @@ static int create_temp(struct dir_space *sp, uint32_t part, char *temp, size_t b
 }
 
 static int dir_put(void *space, struct fk_key key, struct fk_key parent, const void *buf,
-                   const struct fk_store_sure *sure)
+                   const struct fk_store_note *note, const struct fk_store_sure *sure)
 {
     struct dir_space *sp = space;
     char path[DIR_PATH + 64], temp[DIR_PATH + 160];
@@ -377,7 +379,7 @@ static int dir_put(void *space, struct fk_key key, struct fk_key parent, const v
     int fd = create_temp(sp, store_key_part(key), temp, sizeof(temp));
     if (fd < 0)
         return fd;
-    int rc = write_block(sp, fd, key, parent, buf);
+    int rc = write_block(sp, fd, key, parent, buf, note);
     if (close(fd) < 0 && !rc)
         rc = -errno;                    /* where a network file system says that there is no room */
     if (!rc && sure && sure->sure && !sure->sure(sure->arg, sure->user))

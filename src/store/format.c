@@ -6,6 +6,9 @@
 #include <string.h>
 
 #include "base/checksum.h"
+#include "store/store.h"
+
+_Static_assert(STORE_NOTE_AT + FK_STORE_NOTE_MAX == STORE_PAGE, "notes fill the page");
 
 static const char header_magic[8] = { 'F', 'l', 'e', 'x', 'K', 'V', 's', 'p' };
 static const char record_magic[8] = { 'F', 'l', 'e', 'x', 'K', 'V', 'b', 'l' };
@@ -48,27 +51,32 @@ enum store_state store_header_read(const void *bytes, size_t n, struct store_hea
     return STORE_OK;
 }
 
-void store_record_make(struct store_record *r, const struct store_header *h, struct fk_key key, struct fk_key parent,
-                       const void *block)
+void store_page_make(void *page, const struct store_header *h, struct fk_key key, struct fk_key parent,
+                     const void *block, const void *note, uint32_t note_bytes)
 {
-    memset(r, 0, sizeof(*r));
-    memcpy(r->magic, record_magic, sizeof(r->magic));
-    r->byte_order = BYTE_ORDER_MARK;
-    r->version = STORE_VERSION;
-    r->key = key;
-    r->parent = parent;
-    r->block_bytes = h->block_bytes;
-    r->checksum = fk_block_checksum(key, block, h->block_bytes);
-    memcpy(r->fingerprint, h->fingerprint, sizeof(r->fingerprint));
-    r->crc = crc32c(r, offsetof(struct store_record, crc));
+    struct store_record r = { .byte_order = BYTE_ORDER_MARK, .version = STORE_VERSION, .key = key, .parent = parent,
+                              .block_bytes = h->block_bytes, .note_bytes = note_bytes };
+
+    memcpy(r.magic, record_magic, sizeof(r.magic));
+    r.checksum = fk_block_checksum(key, block, h->block_bytes);
+    memcpy(r.fingerprint, h->fingerprint, sizeof(r.fingerprint));
+    r.note_crc = crc32c(note, note_bytes);
+    r.crc = crc32c(&r, offsetof(struct store_record, crc));
+    memset(page, 0, STORE_PAGE);
+    memcpy(page, &r, sizeof(r));
+    if (note_bytes)
+        memcpy((char *)page + STORE_NOTE_AT, note, note_bytes);
 }
 
-bool store_record_good(const struct store_record *r, const struct store_header *h, struct fk_key key)
+bool store_page_read(const void *page, const struct store_header *h, struct fk_key key, struct store_record *r)
 {
+    memcpy(r, page, sizeof(*r));
     return memcmp(r->magic, record_magic, sizeof(r->magic)) == 0 &&
            r->crc == crc32c(r, offsetof(struct store_record, crc)) && r->byte_order == BYTE_ORDER_MARK &&
            r->version == STORE_VERSION && fk_key_equal(r->key, key) && r->block_bytes == h->block_bytes &&
-           memcmp(r->fingerprint, h->fingerprint, sizeof(r->fingerprint)) == 0;
+           memcmp(r->fingerprint, h->fingerprint, sizeof(r->fingerprint)) == 0 &&
+           r->note_bytes <= FK_STORE_NOTE_MAX &&
+           r->note_crc == crc32c((const char *)page + STORE_NOTE_AT, r->note_bytes);
 }
 
 void store_key_text(struct fk_key key, char out[STORE_KEY_CHARS + 1])

@@ -3,7 +3,7 @@
  * functions over bytes: used by the directory and the fuzzer. Any thread.
  *
  *   SPACE/header          struct store_header
- *   SPACE/data/ab/KEY     a page that begins with struct store_record, then the block
+ *   SPACE/data/ab/KEY     a page: struct store_record, the note at STORE_NOTE_AT; then the block
  *
  * Native byte order; the header carries a mark, a store of the other order is refused. docs/store.md
  */
@@ -18,6 +18,7 @@
 
 #define STORE_VERSION 1u
 #define STORE_PAGE 4096u                /* the block begins on a page of its own: fit for direct I/O */
+#define STORE_NOTE_AT 128u              /* in the page */
 #define STORE_MAX_BLOCK_BYTES (1024ull * 1024 * 1024)
 #define STORE_NAME_BYTES 64
 
@@ -39,9 +40,10 @@ struct store_record {
     uint64_t block_bytes;
     uint64_t checksum;                  /* fk_block_checksum of the block */
     uint8_t fingerprint[16];
+    uint32_t note_bytes, note_crc;      /* what the writer wanted to be kept with the block */
     uint32_t reserved, crc;             /* crc32c of all before it */
 };
-_Static_assert(sizeof(struct store_record) == 88, "the record's layout is the file format");
+_Static_assert(sizeof(struct store_record) == 96, "the record's layout is the file format");
 
 enum store_state {
     STORE_OK,
@@ -56,10 +58,11 @@ void store_header_make(struct store_header *h, const char *name, const uint8_t f
 /* *h is only to be used after STORE_OK; h->version after STORE_VERSION_OTHER too. */
 enum store_state store_header_read(const void *bytes, size_t n, struct store_header *h);
 
-void store_record_make(struct store_record *r, const struct store_header *h, struct fk_key key, struct fk_key parent,
-                       const void *block);
-/* Is it the record of that key in that space? */
-bool store_record_good(const struct store_record *r, const struct store_header *h, struct fk_key key);
+/* The page before the block; note_bytes <= FK_STORE_NOTE_MAX. */
+void store_page_make(void *page, const struct store_header *h, struct fk_key key, struct fk_key parent,
+                     const void *block, const void *note, uint32_t note_bytes);
+/* Is it the page of that key in that space? Then *r is its record, whose note is sound. */
+bool store_page_read(const void *page, const struct store_header *h, struct fk_key key, struct store_record *r);
 
 #define STORE_KEY_CHARS 32
 void store_key_text(struct fk_key key, char out[STORE_KEY_CHARS + 1]);

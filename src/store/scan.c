@@ -97,7 +97,7 @@ static void probe_side(struct fk_store *s, struct store_side *side, bool write)
     if (!side->out) {
         if (rc)                         /* the place is not there any more: no need to fail several times first */
             store_side_note(s, side, rc == -ENOENT || rc == -EBADMSG ? -ESTALE : rc, now);
-    } else if (rc || (s->running && s->running == s->late && s->running >= s->p.threads)) {
+    } else if (rc || s->late >= s->p.threads || (write && s->late_writes >= s->max_writers)) {
         side->backoff_us = fk_min(side->backoff_us * 2, s->p.retry_us * 32);
         side->retry_at_us = now + side->backoff_us;     /* still failing, or no thread is left to use it */
     } else {

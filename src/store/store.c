@@ -291,8 +291,22 @@ bool fk_store_close(struct fk_store *s)
 
 /* ---- spaces ---- */
 
+/* One that is open already. */
+static bool find_space(const struct fk_store *s, const struct fk_store_space *d, uint32_t *id)
+{
+    uint32_t n = atomic_load(&s->n_spaces);
+
+    for (*id = 0; *id < n; ++*id)
+        if (memcmp(s->spaces[*id]->fingerprint, d->fingerprint, sizeof(d->fingerprint)) == 0 &&
+            s->spaces[*id]->block_bytes == d->block_bytes)
+            return true;
+    return false;
+}
+
 int fk_store_space(struct fk_store *s, const struct fk_store_space *d, uint32_t *id, char *error, size_t bytes)
 {
+    if (find_space(s, d, id))
+        return 0;
     uint32_t n = atomic_load(&s->n_spaces);
     struct store_space *sp = calloc(1, sizeof(*sp));
     struct call *c = call_new(s->be, d->name);
@@ -321,6 +335,7 @@ int fk_store_space(struct fk_store *s, const struct fk_store_space *d, uint32_t 
         return rc;
     }
     snprintf(sp->name, sizeof(sp->name), "%s", d->name ? d->name : "");
+    memcpy(sp->fingerprint, d->fingerprint, sizeof(sp->fingerprint));
     sp->block_bytes = d->block_bytes;
     sp->file_bytes = s->be->file_bytes(sp->priv);
     pthread_mutex_lock(&s->lock);
@@ -372,7 +387,8 @@ static int may_submit(const struct fk_store *s, const struct fk_store_req *req, 
     uint32_t spaces = atomic_load(&s->n_spaces);
 
     for (uint32_t i = 0; i < n; i++) {
-        if (req[i].space >= spaces || !req[i].buf)
+        if (req[i].space >= spaces || !req[i].buf ||
+            (req[i].op == FK_STORE_WRITE && req[i].note_bytes > FK_STORE_NOTE_MAX))
             return -EINVAL;
         if (req[i].op == FK_STORE_READ ? !fk_store_reads(s) : !fk_store_writes(s))
             return -ENODEV;

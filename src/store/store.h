@@ -36,6 +36,7 @@
 #include "base/key.h"
 
 #define FK_STORE_SPACES 64
+#define FK_STORE_NOTE_MAX 3968u
 
 struct fk_store;
 struct fk_store_backend;
@@ -71,7 +72,7 @@ struct fk_store_space {
     uint8_t fingerprint[16];            /* of geometry, model and key scheme: spaces with another one never meet */
     uint64_t block_bytes;
 };
-/* -EEXIST: there is a store of another version, byte order or block size; -ENOSPC: too many spaces. */
+/* One caller at a time. A space that is open already has the same number. -EEXIST: there is a store of another version, byte order or block size; -ENOSPC: too many spaces. */
 int fk_store_space(struct fk_store *store, const struct fk_store_space *space, uint32_t *id, char *error,
                    size_t error_bytes);
 
@@ -86,6 +87,10 @@ struct fk_store_req {
     bool urgent;                        /* reads: before those that are not */
     struct fk_key key, parent;          /* parent: writes only */
     void *buf;                          /* block_bytes; the store's until the request ends (or is released) */
+    /* Bytes kept with the block, which mean nothing to the store. NULL: none. Reading: room for FK_STORE_NOTE_MAX; its
+     * memory like buf. */
+    void *note;
+    uint32_t note_bytes;                /* writes */
     uint64_t user;                      /* comes back */
 };
 enum { FK_STORE_QUARANTINED = 1, FK_STORE_RELEASED = 2 };
@@ -97,7 +102,7 @@ enum { FK_STORE_QUARANTINED = 1, FK_STORE_RELEASED = 2 };
 struct fk_store_done {
     uint64_t user;
     int32_t status;
-    uint32_t flags;
+    uint32_t flags, note_bytes;
 };
 
 /* All n are taken (0) or none: -EAGAIN: too many have not ended; -ENODEV: out of use; -EINVAL. deadline_us: fk_clock_us(). */

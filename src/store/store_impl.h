@@ -32,6 +32,7 @@ struct item_queue { struct store_item *head, **tail; uint32_t n; };
 
 struct store_space {
     char name[64];
+    uint8_t fingerprint[16];
     uint64_t block_bytes, file_bytes;
     void *priv;                         /* the backend's */
     struct fk_prints *prints;
@@ -65,7 +66,7 @@ struct fk_store {
 
     struct store_item *items, *free_items;
     struct item_queue queue[QUEUES];
-    uint32_t queued, running, running_reads, running_writes, late;
+    uint32_t queued, running, running_reads, running_writes, late, late_writes;
     uint64_t first_deadline_us;         /* no item's is earlier */
 
     struct fk_store_done *done;         /* a ring of 2 * max_queued */

@@ -92,7 +92,8 @@ static struct store_item *pop(struct item_queue *q)
 static void report(struct fk_store *s, const struct store_item *i, int rc, uint32_t flags)
 {
     s->done[(s->done_at + s->done_n++) % s->done_cap] =
-        (struct fk_store_done){ .user = i->req.user, .status = rc > 0 ? 0 : rc, .flags = flags };
+        (struct fk_store_done){ .user = i->req.user, .status = rc > 0 ? 0 : rc, .flags = flags,
+                                .note_bytes = rc || !store_is_read(i) ? 0 : i->req.note_bytes };
 }
 
 static void item_free(struct fk_store *s, struct store_item *i)
@@ -154,6 +155,15 @@ static void expire_queue(struct fk_store *s, struct item_queue *q, uint64_t now)
         q->tail = &q->head;
 }
 
+/* When every thread that might do it hangs, no more errors will come. */
+static void nobody_left(struct fk_store *s, uint64_t now)
+{
+    if (s->late >= s->p.threads && !s->reads.out)
+        side_out(s, &s->reads, -ETIMEDOUT, now);
+    if (s->late_writes >= s->max_writers && !s->writes.out)
+        side_out(s, &s->writes, -ETIMEDOUT, now);
+}
+
 void store_expire(struct fk_store *s, uint64_t now)
 {
     if (now < s->first_deadline_us)
@@ -173,8 +183,10 @@ void store_expire(struct fk_store *s, uint64_t now)
         s->late++;
         s->stats.timeouts++;
         report(s, i, -ETIMEDOUT, FK_STORE_QUARANTINED);
+        s->late_writes += !store_is_read(i);
         store_side_note(s, store_is_read(i) ? &s->reads : &s->writes, -ETIMEDOUT, now);
     }
+    nobody_left(s, now);
 }
 
 /* ---- the threads ---- */
@@ -196,16 +208,18 @@ static int carry_out(struct fk_store *s, struct store_item *i, struct store_spac
 {
     struct writing w = { s, i, sp };
     struct fk_store_sure sure = { is_sure, &w, i->req.user };
+    struct fk_store_note note = { i->req.note, i->req.note ? i->req.note_bytes : 0 };
     int rc;
 
     if (atomic_load(&sp->resetting) || i->epoch != atomic_load(&sp->epoch))
         return -ECANCELED;
     if (store_is_read(i)) {
-        rc = s->be->get(sp->priv, i->req.key, i->req.buf);
+        rc = s->be->get(sp->priv, i->req.key, i->req.buf, &note);
+        i->req.note_bytes = note.bytes;
         if (rc == -ENOENT || rc == -EBADMSG)
             fk_prints_remove(sp->prints, i->req.key);
     } else {
-        rc = s->be->put(sp->priv, i->req.key, i->req.parent, i->req.buf, &sure);
+        rc = s->be->put(sp->priv, i->req.key, i->req.parent, i->req.buf, &note, &sure);
         if (rc >= 0 && fk_prints_add(sp->prints, i->req.key) < 0)
             fk_debug("store %s: no memory to note a block", s->path);
     }
@@ -262,6 +276,7 @@ static void finish(struct fk_store *s, struct store_item *i, int rc)
     s->running_reads -= store_is_read(i);
     s->running_writes -= !store_is_read(i);
     s->late -= late;
+    s->late_writes -= late && !store_is_read(i);
     report(s, i, late ? -ETIMEDOUT : rc, late ? FK_STORE_RELEASED : 0);
     item_free(s, i);
 }

@@ -37,6 +37,7 @@ struct rig {
     struct fk_store *store;
     uint32_t space;
     char dir[80], error[1500];
+    unsigned char note[FK_STORE_NOTE_MAX];
     unsigned char *buf;                 /* one block, and eight for requests that are left to themselves */
     uint64_t user;
 };
@@ -79,19 +80,19 @@ static inline int faulty_space(void *store, const struct fk_store_space *s, void
     return fk_store_dir.space(store, s, space, error, n);
 }
 
-static inline int faulty_get(void *space, struct fk_key key, void *buf)
+static inline int faulty_get(void *space, struct fk_key key, void *buf, struct fk_store_note *note)
 {
     hang_while(&fault.hang);
     int rc = atomic_load(&fault.get_rc);
-    return rc ? rc : fk_store_dir.get(space, key, buf);
+    return rc ? rc : fk_store_dir.get(space, key, buf, note);
 }
 
 static inline int faulty_put(void *space, struct fk_key key, struct fk_key parent, const void *buf,
-                             const struct fk_store_sure *sure)
+                             const struct fk_store_note *note, const struct fk_store_sure *sure)
 {
     hang_while(&fault.hang);
     int rc = atomic_load(&fault.put_rc);
-    return rc ? rc : fk_store_dir.put(space, key, parent, buf, sure);
+    return rc ? rc : fk_store_dir.put(space, key, parent, buf, note, sure);
 }
 
 static inline int faulty_probe(void *space, bool write)
@@ -327,7 +328,12 @@ static inline void age_block(const struct rig *r, uint64_t i, long seconds)
 static inline int submit(struct rig *r, enum fk_store_op op, uint64_t i, void *buf, uint64_t timeout_us)
 {
     uint64_t now = fk_clock_us();
-    struct fk_store_req q = { .op = op, .space = r->space, .key = key_of(i), .buf = buf, .user = ++r->user };
+    struct fk_store_req q = { .op = op, .space = r->space, .key = key_of(i), .buf = buf, .user = ++r->user,
+                              .note = r->note, .note_bytes = op == FK_STORE_WRITE ? (uint32_t)(i * 37 % 4000) : 0 };
+
+    q.note_bytes = fk_min(q.note_bytes, FK_STORE_NOTE_MAX);
+    for (uint32_t k = 0; k < q.note_bytes; k++)
+        r->note[k] = (unsigned char)(i + k * 7);
 
     return fk_store_submit(r->store, &q, 1, now + timeout_us, now);
 }
@@ -354,6 +360,11 @@ static inline int one_request(struct rig *r, enum fk_store_op op, uint64_t i)
         usleep(50);
     assert_int_equal(d.user, r->user);
     assert_int_equal(d.flags, 0);
+    if (op == FK_STORE_READ && !d.status) {
+        assert_int_equal(d.note_bytes, fk_min(i * 37 % 4000, (uint64_t)FK_STORE_NOTE_MAX));
+        for (uint32_t k = 0; k < d.note_bytes; k++)
+            assert_int_equal(r->note[k], (unsigned char)(i + k * 7));
+    }
     return d.status;
 }
 

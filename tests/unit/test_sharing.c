@@ -3,41 +3,9 @@
  * another with every byte checked; from cpu and from SSD; prefixes joined; namespaces that stay at home; restarts,
  * lost nodes, a Redis that goes away; settings that can't be. FLEXKV_TEST_TRANSPORT: over another transport than tcp.
  */
-#include <signal.h>
-#include <sys/prctl.h>
-#include <sys/wait.h>
-
 #include "api_rig.h"
 #include "events_rig.h"
-
-static char redis_dir[80], redis_path[120];
-static pid_t redis_pid;
-
-static void start_redis(void)
-{
-    snprintf(redis_path, sizeof(redis_path), "%s/r.sock", redis_dir);
-    redis_pid = fork();
-    assert_true(redis_pid >= 0);
-    if (!redis_pid) {
-        prctl(PR_SET_PDEATHSIG, SIGKILL);
-        int null = open("/dev/null", O_RDWR);
-        dup2(null, 1);
-        dup2(null, 2);
-        execlp("redis-server", "redis-server", "--port", "0", "--unixsocket", redis_path, "--save", "", "--dir",
-               redis_dir, NULL);
-        _exit(127);
-    }
-    for (int i = 0; i < 1000 && access(redis_path, F_OK); i++)
-        usleep(10000);
-    assert_int_equal(access(redis_path, F_OK), 0);
-}
-
-static void stop_redis(void)
-{
-    kill(redis_pid, SIGKILL);
-    waitpid(redis_pid, NULL, 0);
-    unlink(redis_path);
-}
+#include "redis_rig.h"
 
 static const char *transport(void)
 {

@@ -429,7 +429,7 @@ static void only_writing_is_out(void **state)
 
 static void a_hang_keeps_only_the_buffer(void **state)
 {
-    struct fk_store_params p = { .backend = &faulty, .threads = 2, .errors = 2, .retry_us = 20000 };
+    struct fk_store_params p = { .backend = &faulty, .threads = 2, .retry_us = 20000 };
     struct fk_store_done d[8];
     struct rig r;
 
