@@ -199,17 +199,41 @@ static void send_todo(struct fk_peers *p, uint64_t now_us)
 
 /* ---- what comes of it ---- */
 
-static void count_time(struct fk_peers *p, uint64_t bytes, uint64_t now_us)
+static void window_start(struct fk_peers *p, uint64_t now_us)
+{
+    p->busy_since_us = now_us;
+    p->busy_bytes = p->busy_blocks = 0;
+    p->busy_connecting = false;
+}
+
+/* Whether this is the first that was heard of the node. */
+static bool answers_first(struct fk_peers *p, const struct fetch *f)
+{
+    while (p->answered.len <= f->hit.node)
+        if (fk_vec_push(&p->answered, 0))
+            return false;
+    bool first = p->answered.data[f->hit.node] != f->epoch;
+    p->answered.data[f->hit.node] = f->epoch;
+    return first;
+}
+
+/*
+ * A window ends when nothing is under way any more, or as much has come as is: the time until the first of many blocks asked for
+ * together is not what each of them takes. One in which a node was connected to says nothing about reading.
+ */
+static void count_time(struct fk_peers *p, const struct fetch *f, uint64_t bytes, uint64_t now_us)
 {
     uint64_t us = now_us - p->busy_since_us;
 
+    p->busy_connecting |= answers_first(p, f);
     p->busy_bytes += bytes;
-    if (!p->busy_bytes || (us < WINDOW_US && p->stats.in_flight))
+    p->busy_blocks++;
+    if (p->stats.in_flight && (us < WINDOW_US || p->busy_blocks < p->stats.in_flight))
         return;
     double seen = (double)us / (double)p->busy_bytes;
-    p->us_per_byte = p->us_per_byte ? p->us_per_byte + WEIGHT * (seen - p->us_per_byte) : seen;
-    p->busy_since_us = now_us;
-    p->busy_bytes = 0;
+    if (!p->busy_connecting)
+        p->us_per_byte = p->us_per_byte ? p->us_per_byte + WEIGHT * (seen - p->us_per_byte) : seen;
+    window_start(p, now_us);
 }
 
 /* The holder learns, and so does the choice of holders. */
@@ -237,7 +261,7 @@ static void read_ended(struct fk_peers *p, struct fetch *f, const struct fk_read
         p->stats.fetched_bytes += bytes;
         tell_core(p, f, 0, false);
         fetch_free(p, f);
-        count_time(p, bytes, now_us);
+        count_time(p, f, bytes, now_us);
         return;
     }
     p->stats.not_there += d->rc == -ENOENT;
@@ -288,10 +312,8 @@ static void take_fetches(struct fk_peers *p, uint64_t now_us)
         if (n < room)
             break;
     }
-    if (idle && p->stats.in_flight) {
-        p->busy_since_us = now_us;
-        p->busy_bytes = 0;
-    }
+    if (idle && p->stats.in_flight)
+        window_start(p, now_us);
 }
 
 static bool settle(struct fk_peers *p, uint64_t now_us)

@@ -55,6 +55,7 @@ void fk_peers_destroy(struct fk_peers *p)
     fk_vec_free(&p->done);
     fk_vec_free(&p->hits);
     fk_vec_free(&p->bits);
+    fk_vec_free(&p->answered);
     fk_vec_free(&p->stage_queue);
     free(p->fetch);
     free(p);

@@ -70,7 +70,9 @@ struct fk_peers {
     FK_VEC(uint32_t) stage_queue;
     uint64_t stages;                    /* ever made */
 
-    uint64_t busy_since_us, busy_bytes; /* a window of fetching */
+    uint64_t busy_since_us, busy_bytes, busy_blocks;    /* a window of fetching */
+    bool busy_connecting;
+    FK_VEC(uint64_t) answered;          /* by the cluster's number of a node: its epoch, once it has */
     double us_per_byte;
     struct fk_peers_stats stats;
 };
