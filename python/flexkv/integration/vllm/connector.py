@@ -114,10 +114,10 @@ class FlexKVConnectorV1(KVConnectorBase_V1, SupportsHMA):
         from vllm.v1.metrics.cache_hit_source import CacheHitSource
         if self._scheduler is None or not num_external_tokens:
             return {}
-        cpu, ssd = self._scheduler.hit_sources(request)
-        if cpu + ssd != num_external_tokens:
+        cpu, ssd, peer = self._scheduler.hit_sources(request)
+        if cpu + ssd + peer != num_external_tokens:
             return {CacheHitSource.EXTERNAL_UNSPECIFIED: num_external_tokens}
-        sources = {CacheHitSource.HOST: cpu, CacheHitSource.DISK: ssd}
+        sources = {CacheHitSource.HOST: cpu, CacheHitSource.DISK: ssd, CacheHitSource.P2P: peer}
         return {source: tokens for source, tokens in sources.items() if tokens}
 
     def build_connector_meta(self, scheduler_output: Any) -> StepMetadata:

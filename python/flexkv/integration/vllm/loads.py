@@ -96,7 +96,7 @@ class Loads:
     def _match(self, request: Request, local: int, limit: int, now: float) -> Offer:
         """The longest prefix that all groups have."""
         request.extend_keys()
-        offer = Offer(local, limit, limit, limit, [], now)
+        offer = Offer(local, limit, limit, limit, limit, [], now)
         for chain in request.chains:
             size = chain.space.block_size
             blocks = min(offer.tokens // size, chain.count)
@@ -111,6 +111,7 @@ class Loads:
             offer.leases.append(found.lease)
             offer.tokens = min(offer.tokens, found.blocks * size)
             offer.cpu_tokens = min(offer.cpu_tokens, found.cpu_blocks * size)
+            offer.near_tokens = min(offer.near_tokens, (found.blocks - found.peer_blocks) * size)
             if not chain.begun:
                 # What comes from other nodes has no names for KV events yet: the first put, which copies
                 # nothing of it, brings them.
@@ -149,7 +150,8 @@ class Loads:
         request.load = load
         self._active[load] = None
         from_cpu = max(0, min(end, offer.cpu_tokens) - offer.local)
-        request.sources = (from_cpu, tokens - from_cpu)
+        near = max(0, min(end, offer.near_tokens) - offer.local)
+        request.sources = (from_cpu, near - from_cpu, tokens - near)
         for chain, lease in zip(request.chains, offer.leases):
             part = self._part(chain, lease, tables, offer.local, end)
             if part.pages:
@@ -272,8 +274,8 @@ class Loads:
                 if not chain.begun:
                     chain.stored = max(chain.stored, load.end // chain.space.block_size)
             self._c.count["loads"] += 1
-            self._c.count["hit_cpu_tokens"] += request.sources[0]
-            self._c.count["hit_ssd_tokens"] += request.sources[1]
+            for name, tokens in zip(("cpu", "ssd", "peer"), request.sources):
+                self._c.count[f"hit_{name}_tokens"] += tokens
         if not load.sync:
             self._received.append(request)
         elif request.load is load:

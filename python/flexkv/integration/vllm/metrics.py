@@ -12,6 +12,7 @@ METRICS = {
     "query_tokens": "Prompt tokens looked up in FlexKV",
     "hit_cpu_tokens": "Tokens loaded that were in FlexKV's cpu tier",
     "hit_ssd_tokens": "Tokens loaded that were in FlexKV's SSD tier",
+    "hit_peer_tokens": "Tokens loaded that only other FlexKV nodes or a shared store had",
     "loads": "Loads that brought all their blocks",
     "failed_loads": "Loads that did not; their blocks were computed",
     "loaded_blocks": "Blocks loaded",

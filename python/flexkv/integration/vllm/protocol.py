@@ -82,10 +82,10 @@ class StepStats(KVConnectorStats):
         line: dict[str, int | float] = {}
         queried = d.get("query_tokens", 0)
         if queried:
-            hit = d.get("hit_cpu_tokens", 0) + d.get("hit_ssd_tokens", 0)
-            line["FlexKV hit rate %"] = round(100 * hit / queried, 1)
-            line["hit tokens cpu"] = d.get("hit_cpu_tokens", 0)
-            line["hit tokens ssd"] = d.get("hit_ssd_tokens", 0)
+            hits = {tier: d.get(f"hit_{tier}_tokens", 0) for tier in ("cpu", "ssd", "peer")}
+            line["FlexKV hit rate %"] = round(100 * sum(hits.values()) / queried, 1)
+            for tier, tokens in hits.items():
+                line["hit tokens " + tier] = tokens
         line["loaded blocks"] = d.get("loaded_blocks", 0)
         line["stored blocks"] = d.get("stored_blocks", 0)
         for name in ("failed_loads", "dropped_blocks", "errors"):

@@ -75,6 +75,7 @@ class Offer:
     limit: int              # tokens that were looked up
     tokens: int             # local ones and those that can be loaded
     cpu_tokens: int         # leading tokens that are in the cpu tier in all groups
+    near_tokens: int        # and those that this node has at all; the rest is elsewhere
     leases: list[int]       # one a group, 0 where there is none
     time: float
 
@@ -102,7 +103,7 @@ class Request:
         self.settled = 0                # computed tokens when the last step came back
         self.short_puts = 0
         self.counted = False            # in the hit statistics
-        self.sources = (0, 0)           # tokens of the last load from cpu and from SSD
+        self.sources = (0, 0, 0)        # tokens of the last load from cpu, SSD and elsewhere
 
     def extend_keys(self) -> None:
         hashes = self.engine.block_hashes

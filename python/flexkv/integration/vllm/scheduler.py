@@ -156,10 +156,10 @@ class SchedulerSide:
         else:
             self._loads.release(request)
 
-    def hit_sources(self, engine: Any) -> tuple[int, int]:
-        """Tokens of the request's load that come from cpu and from SSD."""
+    def hit_sources(self, engine: Any) -> tuple[int, int, int]:
+        """Tokens of the request's load that come from cpu, from SSD, and from elsewhere."""
         request = self._requests.get(engine.request_id)
-        return request.sources if request is not None else (0, 0)
+        return request.sources if request is not None else (0, 0, 0)
 
     def finished(self, engine: Any, tables: tuple[list[int], ...]) -> bool:
         """True if the engine must keep the request's blocks until it is told that they have been
