@@ -8,7 +8,8 @@
 BUILD ?= build
 MESON := $(shell command -v /usr/bin/meson || command -v meson || echo meson)
 
-.PHONY: all deps demo demo-dynamo demo-replay test test-engine test-rdma fuzz soak soak-engine soak-cluster bench bench-engine bench-routing clean install help
+.PHONY: all deps demo demo-cluster demo-dynamo demo-replay test test-engine test-rdma fuzz soak soak-engine soak-cluster bench bench-engine \
+        bench-routing clean install help
 
 all: | $(BUILD)/build.ninja
 	@ninja -C $(BUILD)
@@ -27,6 +28,11 @@ demo:
 demo-dynamo:            ## NVIDIA Dynamo's router and four engines with FlexKV; what is credited, tier by tier
 	@tools/install-deps --dynamo
 	@examples/dynamo/start.sh $(DYNAMO_ARGS)
+
+demo-cluster:           ## several vLLM servers whose nodes read from each other; DEMO_ARGS="--nodes 4 --network --alone"
+	@tools/install-deps --engine
+	@tools/install-deps --cluster
+	@examples/multi_node/demo.sh $(DEMO_ARGS)
 
 demo-replay:            ## an hour of traffic through the tiers, every byte checked; no engine
 	@tools/install-deps

@@ -12,36 +12,30 @@ Two forms:
 """
 from __future__ import annotations
 
-import contextlib
 import http.client
 import json
 import os
-import random
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
-from collections.abc import Container, Iterator
+from collections.abc import Container
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from processes import (MARK, Child, Trouble, end_marked, end_processes, ended_by_signals,  # noqa: E402, F401
+                       free_ports, group_members, listens, marked, plain, stop_children)
 
 ROOT = Path(__file__).resolve().parents[2]
 START_SECONDS = 300
 REQUEST_SECONDS = 120
 STOP_SECONDS = 30
-KILL_SECONDS = 10
-MARK = "DYNAMO_EXAMPLE_FOLDER"       # in the environment of all that is started: how it is found again
 MODEL = "tiny"
 BLOCK = 32                          # tokens; vLLM's CPU attention takes multiples of it
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
-
-class Trouble(Exception):
-    """What is shown instead of a traceback."""
 
 
 @dataclass
@@ -60,23 +54,6 @@ class Options:
     max_length: int = 8192
     worker_arguments: list[str] = field(default_factory=list)
     worker_environment: dict[str, str] = field(default_factory=dict)
-
-
-@dataclass
-class Child:
-    name: str
-    process: subprocess.Popen[bytes]
-    log: Path
-
-    def tail(self, lines: int = 25) -> str:
-        """The end of its log, and what looks like the reason, without our own looks at its health."""
-        text = [line for line in plain(self.log).splitlines() if "response failed" not in line]
-        why = [line for line in text[:-lines] if re.match(r"\w*(Error|Exception): ", line)][:3]
-        return "\n".join("  | " + line for line in why + text[-lines:]) + f"\n  (from {self.log})"
-
-    def alive(self) -> None:
-        if self.process.poll() is not None:
-            raise Trouble(f"{self.name} ended with status {self.process.returncode}\n{self.tail()}")
 
 
 @dataclass
@@ -328,18 +305,8 @@ class Deployment:
         end_marked(self.folder)
 
     def stop_children(self, children: list[Child], patience: float) -> None:
-        for child in children:
-            if child.process.poll() is None:
-                child.process.send_signal(signal.SIGTERM if patience else signal.SIGKILL)
-        deadline = time.monotonic() + patience
-        for child in children:
-            try:
-                child.process.wait(max(deadline - time.monotonic(), 0.1 if patience else KILL_SECONDS))
-            except subprocess.TimeoutExpired:
-                child.process.kill()
-                child.process.wait(KILL_SECONDS)
-            if child in self.children:
-                self.children.remove(child)
+        stop_children(children, patience)
+        self.children = [c for c in self.children if c not in children]
 
     def restart_worker(self, number: int, **environment: str) -> int:
         """kill -9, and again with the same directories; returns the instance's new number."""
@@ -369,97 +336,6 @@ def _read(body: dict[str, Any]) -> Answer:
     return Answer(text or "", int(worker.get("decode_worker_id") or 0),
                   float((extra.get("timing") or {}).get("kv_hit_rate") or 0),
                   int(details.get("cached_tokens") or 0), body)
-
-
-def plain(log: Path) -> str:
-    """Without the colours."""
-    return re.sub(r"\x1b\[[0-9;]*m", "", log.read_text(errors="replace"))
-
-
-# ---- ports and processes -------------------------------------------------------------------------
-
-def free_ports(count: int) -> list[int]:
-    """Below those that the kernel gives out by itself, so that nobody has one by chance before it
-    is used; Dynamo's own numbers for DYN_SYSTEM_PORT end at 32767, too."""
-    ports: list[int] = []
-    for port in random.sample(range(20000, 32000), 12000):
-        if len(ports) == count:
-            break
-        with contextlib.suppress(OSError), socket.socket() as s:
-            s.bind(("", port))
-            ports.append(port)
-    return ports
-
-
-def listens(port: int) -> bool:
-    with socket.socket() as s:
-        s.settimeout(1)
-        return s.connect_ex(("127.0.0.1", port)) == 0
-
-
-def _processes() -> Iterator[Path]:
-    for process in Path("/proc").glob("[0-9]*"):
-        if int(process.name) != os.getpid():
-            yield process
-
-
-def marked(folder: Path) -> set[int]:
-    """Everything that was started for deployments in or below this folder, whoever's child it is
-    now."""
-    mark = re.compile(rb"(?:^|\0)" + re.escape(f"{MARK}={folder}".encode()) + rb"[/\0]")
-    found = set()
-    for process in _processes():
-        with contextlib.suppress(OSError):
-            if mark.search((process / "environ").read_bytes() + b"\0") and _runs(process):
-                found.add(int(process.name))
-    return found
-
-
-def group_members(group: int) -> set[int]:
-    found = set()
-    for process in _processes():
-        with contextlib.suppress(OSError, ValueError):
-            if int(_stat(process)[2]) == group and _runs(process):
-                found.add(int(process.name))
-    return found
-
-
-def _stat(process: Path) -> list[str]:
-    return (process / "stat").read_text().rpartition(")")[2].split()
-
-
-def _runs(process: Path) -> bool:
-    """A killed process's first thread may be gone while others still have its files and sockets."""
-    return _stat(process)[0] != "Z" or len(list((process / "task").iterdir())) > 1
-
-
-def end_marked(folder: Path) -> None:
-    end_processes(lambda: marked(folder))
-
-
-def end_processes(find: Any) -> None:
-    deadline = time.monotonic() + KILL_SECONDS
-    while (left := find()) and time.monotonic() < deadline:
-        for pid in left:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        time.sleep(0.05)
-
-
-@contextlib.contextmanager
-def ended_by_signals() -> Iterator[None]:
-    """A signal ends what is going on as an exception does, so that everything is stopped."""
-    def end(number: int, _: object) -> None:
-        for s in SIGNALS:
-            signal.signal(s, signal.SIG_IGN)    # once is enough
-        raise SystemExit(128 + number)
-
-    before = {s: signal.signal(s, end) for s in SIGNALS}
-    try:
-        yield
-    finally:
-        for s, handler in before.items():
-            signal.signal(s, handler)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ LONG = (
     "test_replicas_share_a_daemon",
     "test_parallel[gqa-tensor-upstream]", "test_parallel[gqa-pipeline-", "test_parallel[mla-",
     "test_cpu_tier[2-", "test_failing_ssd[fail-", "test_example",
-    "test_the_router_knows_what_is_there[2-", "test_with_ssd[upstream",
+    "test_the_router_knows_what_is_there[2-", "test_with_ssd[upstream", "test_four_nodes",
 )
 
 
