@@ -42,7 +42,7 @@ class Options:
     nodes: int = 2
     base_port: int = 0          # of vLLM's servers, one after the other; 0: free ones
     model: str = ""             # a folder; "": one with random weights
-    transport: str = "fabric"
+    transport: str = ""         # p2p_transport; "": the default
     cpu_cache: str = "256M"
     ssd_cache: str = "0"
     network: bool = False       # each node in a network namespace
@@ -318,8 +318,10 @@ class Cluster:
             "enable_p2p_cpu": member, "enable_p2p_ssd": member and o.ssd_cache != "0",
             "redis_host": self.redis_host, "redis_port": self.redis_port, "redis_password": self.password,
             "local_ip": node.ip, "local_zmq_ip": node.ip, "local_zmq_port": 5454 + 4 * node.number,
-            "cluster_name": o.cluster, "node_ttl_seconds": 10, "p2p_transport": o.transport, **o.settings,
+            "cluster_name": o.cluster, "node_ttl_seconds": 10, **o.settings,
         }
+        if o.transport:
+            config["p2p_transport"] = o.transport
         path = self.folder / f"flexkv_config_{node.number}.json"
         path.touch(0o600)
         path.write_text(json.dumps(config, indent=1) + "\n")

@@ -130,7 +130,7 @@ def arguments() -> argparse.Namespace:
     p.add_argument("--nodes", type=int, default=2)
     p.add_argument("--prompts", type=int, default=8)
     p.add_argument("--length", type=int, default=3000, help="tokens of a prompt")
-    p.add_argument("--transport", choices=["fabric", "mooncake"], default="fabric")
+    p.add_argument("--transport", default="", help="how nodes read from each other; see p2p_transport in flexkv.conf(5)")
     p.add_argument("--network", action="store_true", help="each node in a network namespace (root)")
     p.add_argument("--rate", default="1gbit", help="of each node's line, with --network; as tc has it")
     p.add_argument("--alone", action="store_true", help="and one node that sees everything, to compare with")

@@ -30,7 +30,7 @@ def options() -> Options:
     host = os.environ.get("REDIS_HOST", "")
     return Options(
         nodes=int(words[0]), base_port=int(port), clean=SWITCH[clean], model=os.environ.get("MODEL", ""),
-        transport=os.environ.get("TRANSPORT", "fabric"), cpu_cache=os.environ.get("CPU_CACHE_GB", "512M"),
+        transport=os.environ.get("TRANSPORT", ""), cpu_cache=os.environ.get("CPU_CACHE_GB", "512M"),
         ssd_cache=os.environ.get("SSD_CACHE_GB", "1"), redis=f"{host}:{os.environ.get('REDIS_PORT', '6379')}" if host else "",
         redis_password=os.environ.get("REDIS_PASSWORD", ""), cluster=os.environ.get("CLUSTER_NAME", "multi-node"))
 

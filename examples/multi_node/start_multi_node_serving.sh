@@ -6,7 +6,7 @@
 #
 #   MODEL                         a folder with a model; else a small one with random weights is written
 #   CPU_CACHE_GB, SSD_CACHE_GB    of each node: 512M, 1
-#   TRANSPORT                     fabric (default) or mooncake
+#   TRANSPORT                     how nodes read from each other: p2p_transport in flexkv.conf(5)
 #   REDIS_HOST, REDIS_PORT, REDIS_PASSWORD, CLUSTER_NAME   a Redis that is there already, and the cluster's name in it. CLEAN_REDIS
 #                                 removes that cluster's keys from it first, and no other key
 #

@@ -194,6 +194,16 @@ def test_no_secret_is_in_the_files():
     assert wanted and all(f"--from-literal={key}=" in documented for _, key in wanted)
 
 
+def test_nodes_may_reach_each_other_where_they_listen():
+    listens = next(e["value"] for e in daemon()["env"] if e["name"] == "FLEXKV_P2P_LISTEN")
+    allowed = the("NetworkPolicy", "flexkv")["spec"]["ingress"][0]["ports"]
+    port = int(listens.rpartition(":")[2])
+    assert [p["containerPort"] for p in daemon()["ports"]] == [port]
+    assert {p["port"] for p in allowed} == {port, the("Service", "flexkv-redis")["spec"]["ports"][0]["port"]}
+    names = [e["name"] for e in daemon()["env"]]
+    assert names.index("FLEXKV_LOCAL_IP") < names.index("FLEXKV_P2P_LISTEN")     # only then it is put in
+
+
 def test_names_in_the_manifests_lead_somewhere():
     spec = the("DaemonSet", "flexkv")["spec"]["template"]["spec"]
     volumes = {v["name"] for v in spec["volumes"]}
@@ -263,6 +273,7 @@ def test_a_daemon_with_these_settings_starts_and_the_probes_answer(where, tmp_pa
             field = entry.get("valueFrom", {}).get("fieldRef", {}).get("fieldPath")
             env[entry["name"]] = entry.get("value") or {"status.podIP": "127.0.0.1", "spec.nodeName": "machine-1"}.get(
                 field, "0123456789abcdef01234567")
+        env["FLEXKV_P2P_LISTEN"] = env["FLEXKV_P2P_LISTEN"].replace("$(FLEXKV_LOCAL_IP)", env["FLEXKV_LOCAL_IP"])
         env["FLEXKV_CONFIG_PATH"] = str(tmp_path / "flexkv.yml")
         words = ["flexkv", *daemon()["args"]]
         probes = [daemon()[p]["exec"]["command"] for p in ("startupProbe", "readinessProbe", "livenessProbe")]
@@ -270,9 +281,12 @@ def test_a_daemon_with_these_settings_starts_and_the_probes_answer(where, tmp_pa
         stage = dockerfile.stages((DOCKER / "Dockerfile").read_text())["node"][1]
         last = dict(stage)
         env |= {k: re.sub(r"\$\{.*\}", "0123456789abcdef01234567", v) for k, v in nodes()["flexkv-1"]["environment"].items()}
+        env["FLEXKV_P2P_LISTEN"] = env["FLEXKV_P2P_LISTEN"].replace(env["FLEXKV_LOCAL_IP"], "127.0.0.1")
         env["FLEXKV_LOCAL_IP"] = "127.0.0.1"
         words = dockerfile.command(last["ENTRYPOINT"]) + dockerfile.command(last["CMD"])
         probes = [dockerfile.command(last["HEALTHCHECK"])]
+    assert env["FLEXKV_P2P_LISTEN"] == "127.0.0.1:7000"
+    env["FLEXKV_P2P_LISTEN"] = "127.0.0.1"          # whatever port is free here
     env["FLEXKV_SERVER_RECV_PORT"] = f"ipc://{tmp_path}/flexkv.sock"
     sizes = {"cpu_cache_gb": "64M", "ssd_cache_gb": "64M", "ssd_cache_dir": tmp_path / "ssd", "redis_host": "127.0.0.1",
              "redis_port": "1"}

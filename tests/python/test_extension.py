@@ -223,9 +223,9 @@ def test_completions_and_matches_are_records(rig):
     done = rig.put(keys, [0, 1, 2])
     assert tuple(done) == (done.op, done.kind, done.status, done.blocks, done.blocks_ok, done.flags)
     found = rig.namespace.match(keys)
-    assert tuple(found) == (found.lease, found.blocks, found.cpu_blocks, found.ssd_blocks)
+    assert tuple(found) == (found.lease, found.blocks, found.cpu_blocks, found.ssd_blocks, found.peer_blocks)
     assert pickle.loads(pickle.dumps([done, found])) == [done, found]
-    assert rig.namespace.match(rig.keys(2, 3)) == (0, 0, 0, 0)
+    assert rig.namespace.match(rig.keys(2, 3)) == (0, 0, 0, 0, 0)
 
 
 def test_poll_takes_at_most_max(rig):
