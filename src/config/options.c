@@ -363,9 +363,10 @@ const struct fk_option fk_options[] = {
 { "fabric_provider", CATEGORY, STRING(fabric_provider, ""),
   .help = "Provider of libfabric, such as verbs;ofi_rxm or efa; empty: tcp;ofi_rxm" },
 { "nixl_library", CATEGORY, STRING(nixl_library, ""),
-  .help = "For p2p_transport nixl: libnixl_capi.so or its folder; empty: as the system finds it" },
+  .help = "NIXL's libnixl_capi.so, or the folder that has it, as .nixl_cu12.mesonpy.libs of the wheel nixl_cu12; empty: as the "
+          "system finds it" },
 { "nixl_transport_plugin", CATEGORY, STRING(nixl_transport_plugin, ""),
-  .help = "Plugin of NIXL that moves bytes between nodes; empty: UCX" },
+  .help = "Plugin of NIXL through which nodes read from each other, the same on all of them; empty: UCX" },
 { "cluster_secret", CATEGORY, STRING(cluster_secret, ""), SECRET,
   .help = "What nodes prove to each other that they belong to the cluster by, at least 16 characters; empty: made "
           "of redis_password" },

@@ -245,7 +245,7 @@ static int try_agent(struct nixl *n, char *error, size_t bytes)
 
     fk_nixl_close(&a);
     return rc ? fk_transport_fail(error, bytes, rc, "transport nixl: the plugin %s can't be used here (the log says why); choose "
-                                  "another one (nixl_plugin)", n->plugin) : 0;
+                                  "another one (nixl_transport_plugin)", n->plugin) : 0;
 }
 
 static int nixl_open(struct fk_transport *t, const struct fk_transport_params *p, char *error, size_t bytes)
@@ -255,7 +255,7 @@ static int nixl_open(struct fk_transport *t, const struct fk_transport_params *p
     char kind[20];
 
     if (!n)
-        return fk_transport_fail(error, bytes, -EINVAL, "transport nixl: no plugin is called \"%.100s\" (nixl_plugin), or no "
+        return fk_transport_fail(error, bytes, -EINVAL, "transport nixl: no plugin is called \"%.100s\" (nixl_transport_plugin), or no "
                                  "memory", plugin);
     t->priv = n;
     snprintf(n->plugin, sizeof(n->plugin), "%s", plugin);
@@ -279,7 +279,7 @@ static int nixl_region(struct fk_transport *t, void *base, size_t size)
     struct nixl *n = t->priv;
     struct fk_nixl_memory m = { base, size };
 
-    return fk_vec_push(&n->new_memory, m);
+    return !size ? 0 : fk_vec_push(&n->new_memory, m);
 }
 
 /* Before new reads are sent. */

@@ -13,7 +13,7 @@ static const char *transport(void)
 }
 
 #define CLUSTER "redis_host", redis_path, "node_ttl_seconds", "3", "peer_timeout_ms", "1000", \
-    "p2p_transport", transport()
+    "p2p_transport", transport(), "nixl_library", getenv("FLEXKV_TEST_NIXL") ? getenv("FLEXKV_TEST_NIXL") : ""
 #define SHARES_CPU CLUSTER, "enable_p2p_cpu", "1"
 
 static bool reaches(struct api *a, uint32_t chain, uint32_t n)
