@@ -34,12 +34,11 @@ static int side_open(struct fk_nixl_agent *a, const char *name, bool progress, c
         return rc;
     }
     *pool = aligned_alloc(4096, BENCH_POOL_BYTES);
-    struct fk_nixl_memory m = { *pool, BENCH_POOL_BYTES };
     if (!*pool)
         return -ENOMEM;
     memset(*pool, 1, BENCH_POOL_BYTES);
     rc = fk_nixl_open(a, name, "UCX", "lo", progress);
-    return rc ? rc : fk_nixl_register(a, &m);
+    return rc ? rc : fk_nixl_register(a, *pool, BENCH_POOL_BYTES);
 }
 
 _Noreturn static void child(int fd)

@@ -302,6 +302,8 @@ static void job_resume(struct fk_transport *t, struct fk_parked *k, int rc, cons
 
 static int serve(struct fk_channel *c, const struct fk_request *r)
 {
+    if (c->dead)
+        return -ECONNRESET;
     if (c->n_jobs >= c->m->t->max_in_flight)       /* it was told how many */
         return -EPROTO;
     struct fk_job *j = calloc(1, sizeof(*j));

@@ -202,19 +202,19 @@ int fk_nixl_open(struct fk_nixl_agent *a, const char *name, const char *plugin, 
     return -EIO;
 }
 
-int fk_nixl_register(struct fk_nixl_agent *a, const struct fk_nixl_memory *m)
+int fk_nixl_register(struct fk_nixl_agent *a, void *base, size_t bytes)
 {
     void *list = NULL;
     int rc = nixl.create_reg_dlist(MEMORY_DRAM, &list);
 
     if (rc == OK)
-        rc = nixl.reg_dlist_add_desc(list, (uintptr_t)m->base, m->bytes, 0, NULL, 0);
+        rc = nixl.reg_dlist_add_desc(list, (uintptr_t)base, bytes, 0, NULL, 0);
     if (rc == OK)
         rc = nixl.register_mem(a->agent, list, NULL);
     if (list)
         nixl.destroy_reg_dlist(list);
     if (rc != OK)
-        fk_warn("transport nixl: %zu bytes can't be registered: status %d", m->bytes, rc);
+        fk_warn("transport nixl: %zu bytes can't be registered: status %d", bytes, rc);
     return rc == OK ? 0 : -EIO;
 }
 

@@ -13,8 +13,6 @@
 #include <stddef.h>
 #include <stdint.h>
 
-struct fk_nixl_memory { void *base; size_t bytes; };
-
 struct fk_nixl_agent {
     void *agent;
     void *backend;
@@ -28,7 +26,7 @@ int fk_nixl_load(const char *path, char *error, size_t bytes);
 /* plugin: "UCX". device: UCX's network device. progress: with a thread that takes what arrives. 0 or -EIO (said in the log). */
 int fk_nixl_open(struct fk_nixl_agent *a, const char *name, const char *plugin, const char *device, bool progress);
 void fk_nixl_close(struct fk_nixl_agent *a);
-int fk_nixl_register(struct fk_nixl_agent *a, const struct fk_nixl_memory *m);          /* 0 or -EIO (said in the log) */
+int fk_nixl_register(struct fk_nixl_agent *a, void *base, size_t bytes);     /* 0 or -EIO (said in the log) */
 
 /* Reader: who it is and what may be written to; malloc'd. */
 int fk_nixl_metadata(struct fk_nixl_agent *a, void **data, size_t *bytes);
