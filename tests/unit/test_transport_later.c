@@ -131,7 +131,8 @@ static void test_any_order(void **state)
     fk_transport_close(owner);
     assert_true(o.n_put_aside >= SLOTS);
     assert_int_equal(o.grants, o.releases);
-    assert_int_equal(s.served_blocks, o.grants);
+    /* Mooncake's wire asks for a block's header as well. */
+    assert_int_equal(s.served_blocks * (strcmp(kind, "mooncake") ? 1 : 2), o.grants);
     rig_free(f.buffers);
     owner_free(&o);
 }
