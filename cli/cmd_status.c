@@ -26,9 +26,9 @@ static void print_node(const struct status *s, FILE *out)
 
     fprintf(out, "flexkv %s, pid %" PRIu64 ", up %s, at %s\n", s->version, s->pid,
             unit_duration(s->uptime_s).text, s->address);
-    fprintf(out, "\nrequests    %" PRIu64 " with %.0f blocks: %s hit in cpu, %s on ssd, %s missed",
+    fprintf(out, "\nrequests    %" PRIu64 " with %.0f blocks: %s hit in cpu, %s on ssd, %s elsewhere, %s missed",
             t->matches, asked, unit_percent((double)t->cpu.hit_blocks, asked).text,
-            unit_percent((double)t->ssd.hit_blocks, asked).text,
+            unit_percent((double)t->ssd.hit_blocks, asked).text, unit_percent((double)t->peer.hit_blocks, asked).text,
             unit_percent((double)t->miss_blocks, asked).text);
     fprintf(out, " (%" PRIu64 " blocks declined)\n", t->declined_blocks);
     fprintf(out, "operations  %" PRIu64 " gets, %" PRIu64 " puts, %" PRIu64 " prefetches; %" PRIu64
@@ -62,7 +62,7 @@ static void print_speed(const struct status_space *s, FILE *out)
 {
     const struct { const char *what; double us; } speeds[] = {
         { "to copy", s->copy_us }, { "to read from ssd", s->ssd_us },
-        { "to compute", s->compute_us },
+        { "to fetch from elsewhere", s->peer_us }, { "to compute", s->compute_us },
     };
     const char *before = "  a block takes";
 
@@ -148,6 +148,22 @@ static void print_clients(const struct status *s, FILE *out)
     fprintf(out, "%s", *before == '\n' ? "\nno clients\n" : "\n");
 }
 
+static void print_cluster(const struct status_cluster *c, FILE *out)
+{
+    if (!*c->name)
+        return;
+    fprintf(out, "\ncluster %s: this is node %s, read at %s=%s; Redis: %s\n", c->cluster, c->name, c->transport, c->address,
+            c->redis);
+    fprintf(out, "  knows %" PRIu64 " blocks of others (%s); fetched %" PRIu64 " (%s), %" PRIu64 " failed; lent %" PRIu64
+            ", %" PRIu64 " refused\n", c->remote_blocks, unit_bytes((double)c->remote_index_bytes).text,
+            c->fetched_blocks, unit_bytes((double)c->fetched_bytes).text, c->failed_blocks, c->lent_blocks, c->refused);
+    for (size_t i = 0; i < c->peers.len; i++) {
+        const struct status_peer *p = &c->peers.data[i];
+        fprintf(out, "  node %s: %" PRIu64 " blocks in cpu, %" PRIu64 " on ssd%s\n", p->name, p->cpu_blocks, p->ssd_blocks,
+                !p->alive ? "; silent" : p->synced ? "" : "; not all known yet");
+    }
+}
+
 static int print_text(const char *json)
 {
     struct status s;
@@ -157,6 +173,7 @@ static int print_text(const char *json)
         print_node(&s, stdout);
         print_spaces(&s, stdout);
         print_instances(&s, stdout);
+        print_cluster(&s.cluster, stdout);
         print_clients(&s, stdout);
     } else {
         fprintf(stderr, "flexkv status: cannot read the daemon's answer: %s\n", strerror(-rc));

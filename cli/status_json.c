@@ -62,6 +62,7 @@ static void read_stats(const json_t *o, struct flexkv_stats *s)
         *fields[i].to = number(o, fields[i].name);
     read_tier(json_object_get(o, "cpu"), &s->cpu);
     read_tier(json_object_get(o, "ssd"), &s->ssd);
+    read_tier(json_object_get(o, "peer"), &s->peer);
 }
 
 /* Appends read(element) for each element of the list under key. */
@@ -95,6 +96,7 @@ static int read_space(const json_t *o, struct status_space *s)
     s->ssd_used = number(o, "ssd_used");
     s->copy_us = real(o, "copy_us_per_block");
     s->ssd_us = real(o, "ssd_us_per_block");
+    s->peer_us = real(o, "peer_us_per_block");
     s->compute_us = real(o, "compute_us_per_block");
     return 0;
 }
@@ -138,6 +140,34 @@ static int read_waiting(const json_t *o, struct status_waiting *w)
     return 0;
 }
 
+static int read_peer(const json_t *o, struct status_peer *p)
+{
+    TEXT(o, "name", p->name);
+    p->cpu_blocks = number(o, "cpu_blocks");
+    p->ssd_blocks = number(o, "ssd_blocks");
+    p->alive = json_is_true(json_object_get(o, "alive"));
+    p->synced = json_is_true(json_object_get(o, "synced"));
+    return 0;
+}
+
+static int read_cluster(const json_t *o, struct status_cluster *c)
+{
+    TEXT(o, "name", c->name);
+    TEXT(o, "cluster", c->cluster);
+    TEXT(o, "redis", c->redis);
+    TEXT(o, "transport", c->transport);
+    TEXT(o, "address", c->address);
+    c->remote_blocks = number(o, "remote_blocks");
+    c->remote_index_bytes = number(o, "remote_index_bytes");
+    c->fetched_bytes = number(o, "fetched_bytes");
+    c->fetched_blocks = number(o, "fetched_blocks");
+    c->failed_blocks = number(o, "failed_blocks");
+    c->lent_blocks = number(o, "lent_blocks");
+    c->refused = number(o, "refused");
+    READ_LIST(o, "peers", &c->peers, read_peer);
+    return 0;
+}
+
 static int read_status(const json_t *o, struct status *s)
 {
     TEXT(o, "version", s->version);
@@ -149,7 +179,7 @@ static int read_status(const json_t *o, struct status *s)
     READ_LIST(o, "instances", &s->instances, read_instance);
     READ_LIST(o, "clients", &s->clients, read_client);
     READ_LIST(o, "waiting_agents", &s->waiting, read_waiting);
-    return 0;
+    return read_cluster(json_object_get(o, "cluster"), &s->cluster);
 }
 
 int status_parse(const char *json, struct status *out)
@@ -172,4 +202,5 @@ void status_free(struct status *s)
     fk_vec_free(&s->instances);
     fk_vec_free(&s->clients);
     fk_vec_free(&s->waiting);
+    fk_vec_free(&s->cluster.peers);
 }

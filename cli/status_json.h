@@ -20,7 +20,7 @@ struct status_space {
     uint64_t tokens_per_block, ranks, slice_bytes;
     uint64_t slot_bytes;                /* what a block takes in a tier */
     uint64_t cpu_slots, ssd_slots, cpu_used, ssd_used;      /* blocks */
-    double copy_us, ssd_us, compute_us; /* of a block, as measured; 0: unknown */
+    double copy_us, ssd_us, peer_us, compute_us;    /* of a block, as measured; 0: unknown */
 };
 
 struct status_agent {
@@ -47,6 +47,19 @@ struct status_waiting {
     uint64_t worker, pid;
 };
 
+/* Nodes that share; name "": in no cluster. */
+struct status_peer {
+    char name[STATUS_NAME_BYTES];
+    uint64_t cpu_blocks, ssd_blocks;
+    bool alive, synced;
+};
+
+struct status_cluster {
+    char name[STATUS_NAME_BYTES], cluster[STATUS_NAME_BYTES], redis[256], transport[STATUS_NAME_BYTES], address[128];
+    uint64_t remote_blocks, remote_index_bytes, fetched_bytes, fetched_blocks, failed_blocks, lent_blocks, refused;
+    FK_VEC(struct status_peer) peers;
+};
+
 struct status {
     char version[STATUS_NAME_BYTES], address[128];
     uint64_t pid;
@@ -56,6 +69,7 @@ struct status {
     FK_VEC(struct status_instance) instances;
     FK_VEC(struct status_client) clients;
     FK_VEC(struct status_waiting) waiting;
+    struct status_cluster cluster;
 };
 
 /* 0, -EINVAL (not a JSON object), -ENOMEM. Either way to be freed. */
