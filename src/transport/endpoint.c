@@ -157,13 +157,18 @@ void fk_op_summed(struct fk_transport *t, struct fk_op *op, uint64_t checksum, u
     fk_op_end(t, op, same ? 0 : -EBADMSG);
 }
 
-void fk_op_late(struct fk_transport *t, struct fk_op *op)
+void fk_op_quarantine(struct fk_transport *t, struct fk_op *op, int rc)
 {
-    report(t, op, -ETIMEDOUT, FK_READ_QUARANTINED);
+    report(t, op, rc, FK_READ_QUARANTINED);
     t->delta.quarantined++;
     t->delta.failed++;
-    t->delta.late++;
+    t->delta.late += rc == -ETIMEDOUT;
     move_to(op, FK_OP_LATE);
+}
+
+void fk_op_late(struct fk_transport *t, struct fk_op *op)
+{
+    fk_op_quarantine(t, op, -ETIMEDOUT);
 }
 
 void fk_peer_end_queued(struct fk_transport *t, struct fk_peer *p, int rc)
@@ -248,16 +253,21 @@ static struct fk_peer *peer_at(struct fk_transport *t, size_t i)
     return p;
 }
 
+void fk_peer_gone(struct fk_transport *t, struct fk_peer *p)
+{
+    pthread_mutex_lock(&t->lock);
+    p->in_use = p->going = false;
+    pthread_mutex_unlock(&t->lock);
+}
+
 static void take_note(struct fk_transport *t, const struct fk_note *n)
 {
     struct fk_peer *p = peer_at(t, n->peer);
 
     if (n->kind == FK_NOTE_DROP) {
         fk_peer_end_queued(t, p, -ECANCELED);
-        t->ops->drop(t, p);
-        pthread_mutex_lock(&t->lock);
-        p->in_use = p->going = false;
-        pthread_mutex_unlock(&t->lock);
+        if (t->ops->drop(t, p))
+            fk_peer_gone(t, p);
         return;
     }
     struct fk_op *op = op_new(t);

@@ -59,8 +59,8 @@ struct fk_transport_ops {
     void (*pump)(struct fk_transport *t, struct fk_peer *p);
     /* A read that was asked for is out of time: fk_op_end if nothing can write to its buffer, else fk_op_late. */
     void (*expire)(struct fk_transport *t, struct fk_op *op);
-    /* The peer goes: everything of it has ended on return, late ones too. */
-    void (*drop)(struct fk_transport *t, struct fk_peer *p);
+    /* The peer goes: true: everything of it has ended, late ones too; false: it will, then fk_peer_gone. */
+    bool (*drop)(struct fk_transport *t, struct fk_peer *p);
     /* Before sleeping: does what is due; returns when it wants to be called again. */
     uint64_t (*tick)(struct fk_transport *t, uint64_t now_us);
     /* Right before sleeping: false: there is something to do. May be NULL. */
@@ -147,6 +147,8 @@ void fk_op_arrived(struct fk_transport *t, struct fk_op *op, uint64_t checksum);
 void fk_op_summed(struct fk_transport *t, struct fk_op *op, uint64_t checksum, uint64_t seen);
 void fk_op_end(struct fk_transport *t, struct fk_op *op, int rc);   /* late: released */
 void fk_op_late(struct fk_transport *t, struct fk_op *op);
+void fk_op_quarantine(struct fk_transport *t, struct fk_op *op, int rc);        /* for another reason than its deadline */
+void fk_peer_gone(struct fk_transport *t, struct fk_peer *p);
 void fk_peer_end_queued(struct fk_transport *t, struct fk_peer *p, int rc);
 /* Everything asked for over this channel, late ones too. */
 void fk_channel_end(struct fk_transport *t, struct fk_peer *p, void *channel, int rc);

@@ -189,9 +189,10 @@ static void loopback_expire(struct fk_transport *t, struct fk_op *op)
         fk_op_late(t, op);
 }
 
-static void loopback_drop(struct fk_transport *t, struct fk_peer *p)
+static bool loopback_drop(struct fk_transport *t, struct fk_peer *p)
 {
     fk_channel_end(t, p, NULL, -ECANCELED);
+    return true;
 }
 
 static void loopback_close(struct fk_transport *t)

@@ -517,7 +517,7 @@ void fk_members_expire(struct fk_transport *t, struct fk_op *op)
         c->peer->channel = NULL;
 }
 
-void fk_members_drop(struct fk_transport *t, struct fk_peer *p)
+bool fk_members_drop(struct fk_transport *t, struct fk_peer *p)
 {
     struct fk_members *m = t->priv;
 
@@ -526,6 +526,7 @@ void fk_members_drop(struct fk_transport *t, struct fk_peer *p)
         if (c->peer == p)
             channel_close(c, -ECANCELED);
     }
+    return true;
 }
 
 /* ---- both ---- */

@@ -103,7 +103,7 @@ void fk_members_close(struct fk_members *m);
 /* For struct fk_transport_ops. */
 void fk_members_pump(struct fk_transport *t, struct fk_peer *p);
 void fk_members_expire(struct fk_transport *t, struct fk_op *op);
-void fk_members_drop(struct fk_transport *t, struct fk_peer *p);
+bool fk_members_drop(struct fk_transport *t, struct fk_peer *p);
 uint64_t fk_members_tick(struct fk_transport *t, uint64_t now);
 
 /* For movers. */

@@ -12,6 +12,7 @@
 #include <stdio.h>
 
 #include "base/log.h"
+#include "transport/mooncake_engine.h"
 #include "transport/mooncake_impl.h"
 
 enum stage { LANE_ASKING, LANE_CONNECTING, LANE_OPEN };
@@ -87,6 +88,8 @@ static int mooncake_open(struct fk_transport *t, const struct fk_transport_param
             fk_transport_fail(error, bytes, rc, "transport mooncake: the metadata server at %s does not take this node: "
                               "%s (mooncake_metadata_server)", m->meta_host, strerror(-rc));
     }
+    if (!rc && p->mooncake_library && *p->mooncake_library)
+        rc = fk_moon_engine_open(m, p, error, bytes);
     if (rc) {
         free_mooncake(m);
         return rc;
@@ -123,8 +126,17 @@ static void mooncake_close(struct fk_transport *t)
         lane_close(m->lanes, -ECANCELED);
     while (m->servers)
         fk_moon_server_close(m, m->servers);
+    if (m->engine)
+        fk_moon_engine_close(m);
     fk_moon_unpublish(m);
     free_mooncake(m);
+}
+
+static int mooncake_region(struct fk_transport *t, void *base, size_t bytes)
+{
+    struct fk_mooncake *m = t->priv;
+
+    return m->engine ? fk_moon_engine_region(m, base, bytes) : 0;
 }
 
 static int mooncake_share(struct fk_transport *t, const struct fk_window *w)
@@ -417,6 +429,10 @@ static void mooncake_pump(struct fk_transport *t, struct fk_peer *p)
     struct fk_moon_lane *l = p->channel;
     int rc = 0;
 
+    if (m->engine) {
+        fk_moon_engine_pump(m, p);
+        return;
+    }
     if (!l) {
         l = calloc(1, sizeof(*l));
         if (!l) {
@@ -444,15 +460,24 @@ static void mooncake_expire(struct fk_transport *t, struct fk_op *op)
 {
     struct fk_moon_lane *l = op->channel;
 
+    if (((struct fk_mooncake *)t->priv)->engine) {
+        fk_op_late(t, op);
+        return;
+    }
     l->peer->channel = NULL;            /* those that are queued take a new lane */
     fk_op_end(t, op, -ETIMEDOUT);
     lane_close(l, -ECONNRESET);         /* what comes after a late answer can't come before it */
 }
 
-static void mooncake_drop(struct fk_transport *t, struct fk_peer *p)
+static bool mooncake_drop(struct fk_transport *t, struct fk_peer *p)
 {
+    struct fk_mooncake *m = t->priv;
+
+    if (m->engine)
+        return fk_moon_engine_drop(m, p);
     if (p->channel)
         lane_close(p->channel, -ECANCELED);
+    return true;
 }
 
 static uint64_t mooncake_tick(struct fk_transport *t, uint64_t now)
@@ -460,6 +485,8 @@ static uint64_t mooncake_tick(struct fk_transport *t, uint64_t now)
     struct fk_mooncake *m = t->priv;
     uint64_t next_us = fk_moon_serve_tick(m, now);
 
+    if (m->engine)
+        fk_moon_engine_tick(m);
     for (struct fk_moon_lane *l = m->lanes, *next; l; l = next) {
         next = l->next;
         if (l->stage == LANE_OPEN)
@@ -474,6 +501,6 @@ static uint64_t mooncake_tick(struct fk_transport *t, uint64_t now)
 
 const struct fk_transport_ops fk_transport_mooncake = {
     .name = "mooncake", .help = "Mooncake's TCP wire",
-    .open = mooncake_open, .close = mooncake_close, .share = mooncake_share, .publish = mooncake_publish,
+    .open = mooncake_open, .close = mooncake_close, .region = mooncake_region, .share = mooncake_share, .publish = mooncake_publish,
     .pump = mooncake_pump, .expire = mooncake_expire, .drop = mooncake_drop, .tick = mooncake_tick,
 };

@@ -24,6 +24,7 @@ struct fk_mooncake {
     uint32_t n_servers;
     struct fk_window windows[FK_MOON_WINDOWS];  /* under the transport's lock; grows only */
     uint32_t n_windows;
+    struct fk_moon_engine *engine;      /* mooncake_engine.c reads; NULL: lanes do */
     bool published;                     /* callers' threads, one at a time: open, then share */
 };
 

@@ -103,6 +103,8 @@ struct fk_transport_params {
     const char *nixl_plugin;        /* nixl: NULL: "UCX" */
     struct fk_loopback_hub *hub;    /* loopback */
     const char *mooncake_metadata;  /* "P2PHANDSHAKE" (NULL) or "http://HOST:PORT/metadata" */
+    const char *mooncake_library;   /* a libtransfer_engine.so of the user's own, which reads for us; NULL: we do, over tcp */
+    const char *mooncake_protocol;  /* of that library: "tcp" (NULL) or "rdma" */
     const char *mooncake_name;      /* the segment's name with http; NULL: the address */
 };
 
