@@ -90,6 +90,9 @@ static int mooncake_open(struct fk_transport *t, const struct fk_transport_param
     }
     if (!rc && p->mooncake_library && *p->mooncake_library)
         rc = fk_moon_engine_open(m, p, error, bytes);
+    else if (!rc && p->mooncake_protocol && strcmp(p->mooncake_protocol, "tcp"))
+        rc = fk_transport_fail(error, bytes, -ENOTSUP, "transport mooncake: we speak Mooncake's tcp only; for %.50s its engine "
+                               "is needed (mooncake_library, mooncake_protocol)", p->mooncake_protocol);
     if (rc) {
         free_mooncake(m);
         return rc;

@@ -37,6 +37,7 @@ static unsigned char byte_at(uint32_t slot, uint32_t i) { return (unsigned char)
 static struct fk_transport *open_it(const char *listen, const char *metadata, const char *name)
 {
     struct fk_transport_params p = { .transport = "mooncake", .listen = listen, .mooncake_metadata = metadata,
+                                     .mooncake_library = getenv("FLEXKV_TEST_MOONCAKE_LIBRARY"),
                                      .mooncake_name = name, .provider = { grant, release, NULL } };
     struct fk_transport *t;
     char error[256];

@@ -88,6 +88,33 @@ static void test_what_is_not_granted(void **state)
     owner_free(&o);
 }
 
+/* What is named as Mooncake's library, and what is not passed on to it. */
+static void test_library(void **state)
+{
+    struct fk_transport_params p = rig_params(kind, NULL, NULL);
+    static const struct { const char *path, *metadata, *protocol, *said; int rc; } bad[] = {
+        { "/no/such/libtransfer_engine.so", NULL, NULL, "mooncake_library", -ENOSYS },
+        { "libm.so.6", NULL, NULL, "has no createTransferEngine", -ENOSYS },
+        { "libm.so.6", NULL, "pigeons", "mooncake_protocol", -EINVAL },
+        { "libm.so.6", "http://127.0.0.1:1/metadata", NULL, "mooncake_metadata_server", -ENOTSUP },
+        { NULL, "redis://127.0.0.1:6379", NULL, "mooncake_metadata_server", -EINVAL },
+        { "libm.so.6", "redis://127.0.0.1:6379", NULL, "mooncake_metadata_server", -EINVAL },
+        { NULL, NULL, "rdma", "mooncake_library", -ENOTSUP },
+    };
+    struct fk_transport *t;
+    char error[512];
+
+    if (getenv("FLEXKV_TEST_MOONCAKE_LIBRARY"))         /* loaded once in a process */
+        skip();
+    for (size_t i = 0; i < fk_array_size(bad); i++) {
+        p.mooncake_library = bad[i].path;
+        p.mooncake_metadata = bad[i].metadata;
+        p.mooncake_protocol = bad[i].protocol;
+        assert_int_equal(fk_transport_open(&p, &t, error, sizeof(error)), bad[i].rc);
+        assert_non_null(strstr(error, bad[i].said));
+    }
+}
+
 static void test_garbage(void **state)
 {
     struct owner o = { 0 };
@@ -248,7 +275,12 @@ static int set_up(void **state)
     return 0;
 }
 
-static void test_partition(void **state) { partition_test(); }
+static void test_partition(void **state)
+{
+    if (getenv("FLEXKV_TEST_MOONCAKE_LIBRARY"))
+        skip();                         /* its calls connect, and block for minutes: so long is the quarantine */
+    partition_test();
+}
 
 int main(int argc, char **argv)
 {
@@ -267,6 +299,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_partition),
         cmocka_unit_test(test_bytes),
         cmocka_unit_test(test_what_is_not_granted),
+        cmocka_unit_test(test_library),
         cmocka_unit_test(test_garbage),
         cmocka_unit_test(test_reader_gone),
         cmocka_unit_test(test_descriptor),
