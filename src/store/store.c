@@ -483,7 +483,7 @@ double fk_store_block_us(const struct fk_store *store, uint32_t space)
     struct fk_store *s = (struct fk_store *)(uintptr_t)store;
 
     pthread_mutex_lock(&s->lock);
-    double us = s->spaces[space]->block_us;
+    double us = s->us_per_byte * (double)s->spaces[space]->block_bytes;
     pthread_mutex_unlock(&s->lock);
     return us;
 }

@@ -40,7 +40,6 @@ struct store_space {
     _Atomic uint32_t epoch;             /* resets asked for */
     uint32_t reset_done;                /* epoch that the backend has carried out; under lock */
     _Atomic bool resetting;
-    double block_us;                    /* under lock */
 };
 
 /* Reading or writing: in use, or out until a time. Under lock; out is read without. */
@@ -71,6 +70,10 @@ struct fk_store {
 
     struct fk_store_done *done;         /* a ring of 2 * max_queued */
     uint32_t done_at, done_n, done_cap;
+
+    uint32_t reads_in;                  /* that have not been reported */
+    uint64_t busy_since_us, busy_bytes; /* a window in which there were some */
+    double us_per_byte;
 
     struct store_side reads, writes;
     struct fk_store_stats stats;

@@ -8,7 +8,8 @@
 #include "base/log.h"
 
 #define MAX_BACKOFF 32u
-#define RATE_SHARE 8                    /* of what a block takes, the newest read counts one 8th */
+#define WINDOW_US 20000u                /* what a block takes is measured over that, or till nothing is asked for */
+#define WEIGHT 0.2                      /* of a new measurement */
 
 /* ---- out of use ---- */
 
@@ -94,6 +95,7 @@ static void report(struct fk_store *s, const struct store_item *i, int rc, uint3
     s->done[(s->done_at + s->done_n++) % s->done_cap] =
         (struct fk_store_done){ .user = i->req.user, .status = rc > 0 ? 0 : rc, .flags = flags,
                                 .note_bytes = rc || !store_is_read(i) ? 0 : i->req.note_bytes };
+    s->reads_in -= store_is_read(i) && !(flags & FK_STORE_RELEASED);
 }
 
 static void item_free(struct fk_store *s, struct store_item *i)
@@ -109,6 +111,10 @@ void store_enqueue(struct fk_store *s, struct store_item *i)
     i->state = ITEM_QUEUED;
     push(&s->queue[i->queue], i);
     s->queued++;
+    if (store_is_read(i) && !s->reads_in++) {
+        s->busy_since_us = i->started_us;
+        s->busy_bytes = 0;
+    }
     s->first_deadline_us = fk_min(s->first_deadline_us, i->deadline_us);
     pthread_cond_signal(&s->work);
 }
@@ -229,10 +235,22 @@ static int carry_out(struct fk_store *s, struct store_item *i, struct store_spac
     return rc;
 }
 
-static void count_read(struct fk_store *s, struct store_space *sp, const struct store_item *i, int rc, uint64_t now)
+static void count_time(struct fk_store *s, uint64_t bytes, uint64_t now)
+{
+    uint64_t us = now - s->busy_since_us;
+
+    s->busy_bytes += bytes;
+    if (us < WINDOW_US && s->reads_in > 1)
+        return;
+    double seen = (double)us / (double)s->busy_bytes;
+    s->us_per_byte = s->us_per_byte > 0 ? s->us_per_byte + WEIGHT * (seen - s->us_per_byte) : seen;
+    s->busy_since_us = now;
+    s->busy_bytes = 0;
+}
+
+static void count_read(struct fk_store *s, struct store_space *sp, int rc, uint64_t now)
 {
     struct fk_store_stats *st = &s->stats;
-    double us = (double)(now - i->started_us) / (double)fk_max(s->running_reads, 1u);
 
     st->missing += rc == -ENOENT;
     st->bad += rc == -EBADMSG;
@@ -241,7 +259,7 @@ static void count_read(struct fk_store *s, struct store_space *sp, const struct 
         return;
     st->read_blocks++;
     st->read_bytes += sp->block_bytes;
-    sp->block_us = sp->block_us > 0 ? sp->block_us + (us - sp->block_us) / RATE_SHARE : us;
+    count_time(s, sp->block_bytes, now);
 }
 
 static void count_write(struct fk_store *s, struct store_space *sp, int rc)
@@ -268,7 +286,7 @@ static void finish(struct fk_store *s, struct store_item *i, int rc)
     bool late = i->state == ITEM_LATE;
 
     if (store_is_read(i))
-        count_read(s, sp, i, rc, now);
+        count_read(s, sp, rc, now);
     else
         count_write(s, sp, rc);
     store_side_note(s, store_is_read(i) ? &s->reads : &s->writes, rc, now);
