@@ -70,10 +70,12 @@ soak:                   ## simulator and kill -9 for SOAK_SECONDS (600)
 	@tools/install-deps --test
 	@tools/soak
 
-soak-cluster: all       ## nodes that share, under load, killed and stopped with their Redis at random, 100 rounds
+soak-cluster: all       ## nodes that share, under load, killed, stopped, cut off with their Redis at random, 100 rounds
 	@tools/install-deps --test
 	@SHARING_ROUNDS=$${SHARING_ROUNDS:-100} FLEXKV_BIN=$(BUILD)/flexkv FLEXKV_BUILD=$(BUILD) \
 	    python3 -m pytest -q -s -p no:cacheprovider tests/e2e/test_sharing.py -k faults
+	@PARTITION_ROUNDS=$${SHARING_ROUNDS:-100} FLEXKV_BIN=$(BUILD)/flexkv FLEXKV_BUILD=$(BUILD) \
+	    python3 -m pytest -q -s -p no:cacheprovider tests/e2e/test_partition.py
 
 bench: all              ## index, hash, copy and ssd against their limits
 	@$(BUILD)/flexkv bench all

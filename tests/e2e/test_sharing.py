@@ -29,13 +29,13 @@ pytestmark = pytest.mark.skipif(not Path(SERVER).exists() or not NODE.exists(),
 
 
 class Node:
-    def __init__(self, place, redis, name, *more, blocks=300):
+    def __init__(self, place, redis, name, *more, blocks=300, prefix=()):
         self.name = name
         self.log_path = place / f"{name}.log"
         options = [f"redis_host={redis.path}", f"node_name={name}", f"node_ttl_seconds={TTL}", "enable_p2p_cpu=1",
                    "peer_timeout_ms=1000", "redis_timeout_ms=500", "log_level=WARNING", *more]
         with open(self.log_path, "ab") as log:
-            self.process = subprocess.Popen([NODE, str(random.randrange(1 << 30)), str(CHAINS), str(blocks), *options],
+            self.process = subprocess.Popen([*prefix, NODE, str(random.randrange(1 << 30)), str(CHAINS), str(blocks), *options],
                                             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True,
                                             env=clean_env(), cwd=place)
         self.stopped = False
