@@ -1,7 +1,7 @@
 /*
  * csim.h - the cluster simulator: whole clusters in one thread, from a seed. The real state machines
- * (src/cluster), a simulated Redis (csim_redis.c), a simulated network and nodes that put, evict, die, hang and
- * come back (csim.c). Clocks of nodes and Redis drift. What is checked: see csim.c.
+ * (src/cluster), a simulated Redis (csim_redis.c), the way there and back (csim_net.c), and nodes that put, evict, die,
+ * hang and come back (csim.c). Clocks of nodes and Redis drift. What is checked: see csim.c.
  */
 #ifndef CSIM_H
 #define CSIM_H
