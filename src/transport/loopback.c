@@ -17,12 +17,15 @@ struct loopback {
     struct fk_loopback_hub *hub;
     uint64_t number;                /* in the hub, never given out again */
     uint64_t n_sent;
-    bool listens;
+    bool listens, away;
 };
 
 #define PARKED UINT64_MAX
+#define AWAY_US 2000u                   /* how often a read looks whether its owner is back */
 
-/* What a read's words hold: when it is due, PARKED: the owner grants it later; its fault and, so that ties keep their order, its number. */
+/* What a read's words hold: when it is due, PARKED: the owner grants it later; its fault and, so that ties keep their
+ * order, its number. key: how long the owner takes over it; priv: meanwhile, what he holds for it. */
+struct held { struct fk_grant g; uint64_t owner; };
 enum { DROP = 1, CORRUPT = 2, REFUSE = 4, FLAGS = 7 };
 
 struct fk_loopback_hub *fk_loopback_hub_create(uint64_t latency_us, fk_loopback_fault_fn *fault, void *ctx)
@@ -49,6 +52,19 @@ static struct fk_transport *find(const struct fk_loopback_hub *h, const char *ad
             return h->members.data[i];
     }
     return NULL;
+}
+
+static struct fk_transport *by_number(const struct fk_loopback_hub *h, uint64_t number)
+{
+    for (size_t i = 0; i < h->members.len; i++)
+        if (((struct loopback *)h->members.data[i]->priv)->number == number)
+            return h->members.data[i];
+    return NULL;
+}
+
+void fk_loopback_away(struct fk_transport *t, bool away)
+{
+    ((struct loopback *)t->priv)->away = away;
 }
 
 static int loopback_open(struct fk_transport *t, const struct fk_transport_params *p, char *error, size_t bytes)
@@ -85,6 +101,7 @@ static void loopback_pump(struct fk_transport *t, struct fk_peer *p)
             op->word[0] = op->deadline_us + f.delay_us;
         op->word[1] = ++l->n_sent << 3 | (f.drop ? DROP : 0) | (f.corrupt ? CORRUPT : 0) |
                       (f.refuse ? REFUSE : 0);
+        op->key = f.serve_us;
     }
 }
 
@@ -104,14 +121,8 @@ static void deliver(struct fk_transport *t, struct fk_transport *owner, struct f
 /* The read that waits for this grant, if it still does. Transports and reads come and go, their numbers stay. */
 static struct fk_op *waiting(struct fk_transport *owner, const struct fk_parked *k, struct fk_transport **reader)
 {
-    struct fk_loopback_hub *h = ((struct loopback *)owner->priv)->hub;
-
-    for (size_t i = 0; i < h->members.len; i++) {
-        *reader = h->members.data[i];
-        if (((struct loopback *)(*reader)->priv)->number == k->word[0])
-            return fk_op_find(*reader, k->word[1]);
-    }
-    return NULL;
+    *reader = by_number(((struct loopback *)owner->priv)->hub, k->word[0]);
+    return *reader ? fk_op_find(*reader, k->word[1]) : NULL;
 }
 
 static void read_resume(struct fk_transport *owner, struct fk_parked *k, int rc, const struct fk_grant *g)
@@ -130,15 +141,71 @@ static void read_resume(struct fk_transport *owner, struct fk_parked *k, int rc,
         fk_reads_hand_out(t);           /* it may not be stepped for a while */
 }
 
+/* ---- an owner who takes his time ---- */
+
+static void hold(struct fk_transport *t, struct fk_transport *owner, struct fk_op *op, struct fk_grant *g)
+{
+    struct held *h = op->key ? malloc(sizeof(*h)) : NULL;
+
+    if (!h) {
+        deliver(t, owner, op, g);
+        return;
+    }
+    *h = (struct held){ *g, ((struct loopback *)owner->priv)->number };
+    op->priv = h;
+    op->word[0] = t->now_us + op->key;
+}
+
+static void deliver_held(struct fk_transport *t, struct fk_op *op)
+{
+    struct held *h = op->priv;
+
+    op->priv = NULL;
+    deliver(t, by_number(((struct loopback *)t->priv)->hub, h->owner), op, &h->g);
+    free(h);
+}
+
+/* The reader goes, or the owner (number; 0: whichever): what is held for the read is given back. */
+static bool give_back(struct fk_transport *t, struct fk_op *op, uint64_t number)
+{
+    struct held *h = op->priv;
+
+    if (!h || (number && h->owner != number))
+        return false;
+    struct fk_transport *owner = by_number(((struct loopback *)t->priv)->hub, h->owner);
+    op->priv = NULL;
+    owner->provider.release(owner->provider.ctx, &op->r.block, &h->g);
+    free(h);
+    return true;
+}
+
+static void give_back_all(struct fk_transport *t, struct fk_op_list *list, uint64_t number)
+{
+    for (struct fk_op *op = list->head, *next; op; op = next) {
+        next = op->next;
+        if (give_back(t, op, number) && number)
+            fk_op_end(t, op, -ECONNRESET);
+    }
+}
+
 static void serve(struct fk_transport *t, struct fk_op *op)
 {
     struct loopback *l = t->priv;
-    struct fk_transport *owner = find(l->hub, op->peer->address);
+    struct held *h = op->priv;
+    struct fk_transport *owner = h ? by_number(l->hub, h->owner) : find(l->hub, op->peer->address);
     struct fk_parked *k;
     struct fk_grant g;
 
     if (op->word[1] & (DROP | REFUSE) || !owner) {
         fk_op_end(t, op, op->word[1] & DROP ? -ETIMEDOUT : owner ? -ECONNRESET : -ECONNREFUSED);
+        return;
+    }
+    if (((struct loopback *)owner->priv)->away) {
+        op->word[0] = t->now_us + AWAY_US;
+        return;
+    }
+    if (h) {
+        deliver_held(t, op);
         return;
     }
     owner->now_us = fk_max(owner->now_us, t->now_us);
@@ -151,7 +218,7 @@ static void serve(struct fk_transport *t, struct fk_op *op)
     } else if (rc) {
         fk_op_end(t, op, rc == -EINPROGRESS ? -ETIMEDOUT : rc);
     } else {
-        deliver(t, owner, op, &g);
+        hold(t, owner, op, &g);
     }
 }
 
@@ -191,6 +258,8 @@ static void loopback_expire(struct fk_transport *t, struct fk_op *op)
 
 static bool loopback_drop(struct fk_transport *t, struct fk_peer *p)
 {
+    give_back_all(t, &p->sent, 0);
+    give_back_all(t, &p->late, 0);
     fk_channel_end(t, p, NULL, -ECANCELED);
     return true;
 }
@@ -203,6 +272,15 @@ static void loopback_close(struct fk_transport *t)
         if (k->resume)
             read_resume(t, k, -ECONNRESET, NULL);
         k->resume = NULL;
+    }
+    for (size_t i = 0; i < l->hub->members.len; i++) {
+        struct fk_transport *m = l->hub->members.data[i];
+        for (size_t k = 0; k < m->peers.len; k++) {
+            give_back_all(m, &m->peers.data[k]->sent, m == t ? 0 : l->number);
+            give_back_all(m, &m->peers.data[k]->late, m == t ? 0 : l->number);
+        }
+        if (m != t)
+            fk_reads_hand_out(m);
     }
     for (size_t i = 0; i < l->hub->members.len; i++)
         if (l->hub->members.data[i] == t)

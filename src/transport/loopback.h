@@ -14,6 +14,7 @@
 struct fk_loopback_fault {          /* of one read; all zero: none */
     uint64_t delay_us;              /* reads that are due earlier overtake it; beyond the deadline the bytes come
                                        all the same, into a buffer that is in quarantine */
+    uint64_t serve_us;              /* the owner holds the block so long before the bytes have gone */
     bool drop;                      /* never answered; the buffer is let go of at the deadline and delay_us */
     bool corrupt;                   /* one wrong bit in the payload */
     bool refuse;                    /* connection reset */
@@ -23,6 +24,8 @@ typedef void fk_loopback_fault_fn(void *ctx, const char *to, const struct fk_rea
                                   struct fk_loopback_fault *out);
 
 struct fk_loopback_hub *fk_loopback_hub_create(uint64_t latency_us, fk_loopback_fault_fn *fault, void *ctx);
+/* The process hangs: what is asked of it waits until it is back. (Its owner does not step it meanwhile.) */
+void fk_loopback_away(struct fk_transport *t, bool away);
 void fk_loopback_hub_destroy(struct fk_loopback_hub *h);        /* after its transports */
 
 #endif

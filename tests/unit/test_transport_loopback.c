@@ -143,6 +143,42 @@ static void test_quarantine(void **state)
     world_free(w);
 }
 
+/* An owner who takes his time holds the block meanwhile; one who hangs answers when he is back. */
+static void test_slow_owner(void **state)
+{
+    struct world *w = world_new();
+    struct fk_read_done d;
+
+    w->fault[0].serve_us = w->fault[2].serve_us = w->fault[3].serve_us = 5000;
+    ask(w, 0, 100000);
+    while (!w->owner.grants)
+        assert_true(step(w));
+    assert_int_equal(w->owner.releases, 0);
+    assert_int_equal(next_done(w).rc, 0);
+    assert_int_equal(w->owner.releases, 1);
+    fk_loopback_away(w->from, true);
+    ask(w, 1, 10000);
+    assert_int_equal(next_done(w).flags, FK_READ_QUARANTINED);
+    fk_loopback_away(w->from, false);
+    assert_int_equal(next_done(w).flags, FK_READ_RELEASED);
+    ask(w, 2, 100000);
+    while (w->owner.grants < 3)
+        assert_true(step(w));
+    fk_transport_peer_drop(w->to, w->peer);             /* the reader gives up what he asked for */
+    assert_int_equal(next_done(w).rc, -ECANCELED);
+    assert_int_equal(w->owner.releases, 3);
+    assert_int_equal(fk_transport_peer(w->to, "a", &w->peer), 0);
+    ask(w, 3, 100000);
+    while (w->owner.grants < 4)
+        assert_true(step(w));
+    fk_transport_close(w->from);                        /* the owner goes */
+    w->from = NULL;
+    assert_int_equal(fk_transport_take(w->to, &d, 1), 1);
+    assert_int_equal(d.rc, -ECONNRESET);
+    assert_int_equal(w->owner.releases, 4);
+    world_free(w);
+}
+
 static void test_bounds(void **state)
 {
     struct world *w = world_new();
@@ -375,7 +411,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_order_and_faults),
         cmocka_unit_test(test_quarantine),
-        cmocka_unit_test(test_bounds),
+        cmocka_unit_test(test_slow_owner), cmocka_unit_test(test_bounds),
         cmocka_unit_test(test_too_many),
         cmocka_unit_test(test_hello),
         cmocka_unit_test(test_hello_bits),
