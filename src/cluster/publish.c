@@ -90,6 +90,7 @@ void publish_joined(struct fk_cluster *c)
     c->seq = c->acked = 0;
     c->stream_lost = true;
     c->snap.wanted = c->snap.scanning = false;
+    c->snap.seq = 0;
     make_batch(c, 0);
 }
 
@@ -279,6 +280,10 @@ void publish_wanted(struct fk_cluster *c)
 static void start_scan(struct fk_cluster *c, uint64_t now_us)
 {
     c->snap.wanted = false;
+    /* No two snapshots have one number: pieces of both would be taken for one, and who misses a piece of the last
+     * one could not tell whether this is another. */
+    if (c->snap.seq == c->seq)
+        make_batch(c, 0);
     c->snap.scanning = true;
     c->snap.ended = c->snap.head_sent = false;
     c->snap.cursor = c->snap.blocks = 0;
