@@ -152,8 +152,7 @@ void fk_core_tick(struct fk_core *core, uint64_t now_us)
     core->sweep_noted = core->ix.holes && fk_index_sweep(&core->ix, CORE_SWEEP_ENTRIES);
     if (core->sweep_noted)
         core_note_deadline(core, now_us + CORE_SWEEP_PAUSE_US);
-    core_evict_ahead(core);
-    core_retry_starved(core);
+    core_go_on(core);
 }
 
 uint64_t fk_core_next_wakeup(const struct fk_core *core)

@@ -207,6 +207,8 @@ int fk_core_lend(struct fk_core *core, uint32_t space, struct fk_key key, enum f
 /* Is the copy what it was when it was lent? (A reset or fault may have come in between.) */
 bool fk_core_loan_good(const struct fk_core *core, uint32_t loan, enum fk_tier tier);
 uint32_t fk_core_loan_group(const struct fk_core *core, uint32_t loan);
+/* Its bytes on SSD were read and are not what they should be: that copy goes. Before fk_core_loan_end. */
+void fk_core_loan_bad(struct fk_core *core, uint32_t loan);
 void fk_core_loan_end(struct fk_core *core, uint32_t loan);
 
 /* ---- what comes out ---- */

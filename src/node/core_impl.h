@@ -174,6 +174,7 @@ void core_op_pump(struct fk_core *core, struct op *op);
 void core_op_end_early(struct fk_core *core, struct op *op, int status, uint64_t now_us);
 void core_op_check_deadline(struct fk_core *core, struct op *op, uint64_t now_us);
 void core_retry_starved(struct fk_core *core);
+void core_go_on(struct fk_core *core);  /* room may have come: for those who wait, then ahead of need */
 
 /* job.c */
 struct job *core_job_new(struct fk_core *core, struct op *op, uint32_t n);

@@ -283,8 +283,7 @@ void core_fills_settle(struct fk_core *core)
         core_op_pump(core, op);
     }
     core->touched.len = 0;
-    core_evict_ahead(core);
-    core_retry_starved(core);
+    core_go_on(core);
 }
 
 /* ---- elsewhere ---- */
@@ -361,7 +360,8 @@ int fk_core_lend(struct fk_core *core, uint32_t space, struct fk_key key, enum f
         return -ENOENT;
     if (e->pins >= LOAN_PINS_MAX)
         return -EAGAIN;
-    fk_index_pin(&core->ix, entry);
+    if (!FK_BUG(212))
+        fk_index_pin(&core->ix, entry);
     core->n_loans++;
     *slot = e->slot[tier];
     *loan = entry;
@@ -380,10 +380,19 @@ uint32_t fk_core_loan_group(const struct fk_core *core, uint32_t loan)
     return core->ix.entries[loan].group;
 }
 
+void fk_core_loan_bad(struct fk_core *core, uint32_t loan)
+{
+    struct fk_entry *e = &core->ix.entries[loan];
+
+    if (fk_core_loan_good(core, loan, FK_TIER_SSD))
+        lose_ssd_copy(core, e, core->ix.groups[e->group].space);
+}
+
 void fk_core_loan_end(struct fk_core *core, uint32_t loan)
 {
     core->n_loans--;
-    fk_index_unpin(&core->ix, loan);
+    if (!FK_BUG(212))
+        fk_index_unpin(&core->ix, loan);
     core->room_changed = true;
     core_retry_starved(core);
 }

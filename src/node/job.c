@@ -195,8 +195,7 @@ void fk_core_job_done(struct fk_core *core, struct fk_job *job, uint32_t ok, int
     core_job_unused(core, j, op);
     core->room_changed = true;
     core_op_pump(core, op);
-    core_evict_ahead(core);
-    core_retry_starved(core);
+    core_go_on(core);
 }
 
 void core_jobs_fini(struct core_instance *in)

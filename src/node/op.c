@@ -288,6 +288,16 @@ void core_retry_starved(struct fk_core *core)
     }
 }
 
+/* Those who wait come first: what was written to SSD so that its cpu slot could be had would be evicted there ahead of
+ * need, and written again, and so on without end. */
+void core_go_on(struct fk_core *core)
+{
+    core_retry_starved(core);
+    core_evict_ahead(core);
+    core->room_changed = true;
+    core_retry_starved(core);
+}
+
 /* ---- ending early ---- */
 
 /* Takes the block out of the chain of those that wait for its fill. */
