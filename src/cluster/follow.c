@@ -597,7 +597,7 @@ void fk_cluster_not_there(struct fk_cluster *c, uint16_t node, uint64_t epoch, s
 
     if (p && p->epoch == epoch &&
         fk_remote_holds(c->remote, node, hit->space, key, hit->tier, &slot, &generation) &&
-        slot == hit->slot && generation == hit->generation)
+        ((slot == hit->slot && generation == hit->generation) || FK_BUG(216)))
         (void)fk_remote_apply(c->remote, node, &gone);
 }
 

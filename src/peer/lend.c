@@ -180,11 +180,15 @@ void fk_peers_staged(struct fk_peers *p, uint32_t id, int status, uint64_t now_u
     (void)now_us;
     if (status) {
         uint64_t later = st->later;
+        if (status == -EBADMSG)
+            fk_core_loan_bad(p->params.core, st->loan);
         free_stage(p, id);
         (void)fk_transport_granted(p->params.transport, later, status == -EIO ? -EIO : -ENOENT, NULL);
         return;
     }
     st->state = STAGE_LENT;
+    if (FK_BUG(211))
+        s->buffers_used &= ~(UINT64_C(1) << st->buffer);
     struct fk_grant g = { .data = buffer_of(p, st), .bytes = (uint32_t)s->d.block_bytes, .key = st->key,
                           .generation = st->generation, .epoch = own_epoch(p), .pin = stage_pin(id) };
     /* Who asked may have gone: the transport releases it then. */
@@ -204,7 +208,8 @@ int fk_peers_release(struct fk_peers *p, const struct fk_block_ref *r, struct fk
         if (same && g->has_checksum)
             s->checksum[r->slot] = g->checksum;
         rc = (same && fk_core_loan_good(p->params.core, loan, (enum fk_tier)r->tier)) || FK_BUG(208) ? 0 : -ENOENT;
-        fk_core_loan_end(p->params.core, loan);
+        if (!FK_BUG(219))
+            fk_core_loan_end(p->params.core, loan);
         p->stats.lent_now--;
     } else {
         free_stage(p, (uint32_t)(pin >> 1) - 1);    /* verified when it was read: it is that block whatever came since */

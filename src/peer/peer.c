@@ -6,6 +6,7 @@
 #include "peer/peer_impl.h"
 
 #define REPORT_US 1000000u
+#define SCAN_ENTRIES 4096u           /* of the index, looked at in one call */
 
 int fk_peers_create(const struct fk_peers_params *params, struct fk_peers **out)
 {
@@ -141,7 +142,7 @@ void fk_peers_group_private(struct fk_peers *p, uint32_t group)
 
 static bool shared(const struct fk_peers *p, unsigned tier, uint32_t group)
 {
-    return (tier == FK_TIER_CPU ? p->params.share_cpu : p->params.share_ssd) && !peers_private(p, group);
+    return (tier == FK_TIER_CPU ? p->params.share_cpu : p->params.share_ssd) && (!peers_private(p, group) || FK_BUG(213));
 }
 
 static void tell_cluster(struct fk_peers *p, const struct fk_change *list, uint32_t n, uint64_t now_us)
@@ -199,27 +200,48 @@ void fk_peers_events_lost(struct fk_peers *p, uint64_t now_us)
     peers_cluster_unlock(p);
 }
 
+/* The tiers from *tier on in which an entry is, as far as there is room for them; *tier: where to go on. */
+static uint32_t scan_entry(const struct fk_peers *p, const struct fk_core_present *e, uint32_t *tier,
+                           struct fk_change *out, uint32_t max)
+{
+    const struct peers_space *s = peers_space(p, e->space);
+    uint32_t n = 0;
+
+    for (; s && *tier < FK_TIERS; ++*tier) {
+        uint32_t t = *tier;
+        if (e->slot[t] == FK_NONE || !shared(p, t, e->group) || (FK_BUG(214) && t))
+            continue;
+        if (n == max)
+            return n;
+        out[n++] = (struct fk_change){ .key = e->key, .slot = e->slot[t], .tier = (uint8_t)t,
+                                       .generation = s->generation[t][e->slot[t]], .space = s->number };
+    }
+    *tier = FK_TIERS;
+    return n;
+}
+
+/* The cursor: FK_TIERS times the core's, and the tier to go on with: there may be room for one change only. */
 uint32_t fk_peers_scan(struct fk_peers *p, uint64_t cursor, struct fk_change *out, uint32_t max,
                        uint64_t *next, bool *end)
 {
-    struct fk_core_present here[PEERS_BATCH];
-    uint32_t at = (uint32_t)cursor, n = 0, looked = 0;
+    struct fk_core_present here;
+    uint32_t at = (uint32_t)(cursor / FK_TIERS), tier = cursor % FK_TIERS, n = 0;
 
     *end = false;
-    while (!*end && n + FK_TIERS * PEERS_BATCH <= fk_max(max, FK_TIERS * PEERS_BATCH) && looked < 4096) {
-        uint32_t k = fk_core_present(p->params.core, &at, here, fk_min(max / FK_TIERS, PEERS_BATCH));
-        looked += PEERS_BATCH;
-        for (uint32_t i = 0; i < k; i++) {
-            const struct peers_space *s = peers_space(p, here[i].space);
-            for (uint32_t t = 0; s && t < FK_TIERS; t++)
-                if (here[i].slot[t] != FK_NONE && shared(p, t, here[i].group))
-                    out[n++] = (struct fk_change){ .key = here[i].key, .slot = here[i].slot[t], .tier = (uint8_t)t,
-                                                   .generation = s->generation[t][here[i].slot[t]],
-                                                   .space = s->number };
+    for (uint32_t looked = 0; !*end && n < max && looked < SCAN_ENTRIES; looked++) {
+        uint32_t before = at;
+        if (fk_core_present(p->params.core, &at, &here, 1))
+            n += scan_entry(p, &here, &tier, out + n, max - n);
+        else
+            tier = FK_TIERS;
+        if (tier < FK_TIERS && !FK_BUG(218)) {
+            *next = FK_TIERS * (uint64_t)before + tier;
+            return n;
         }
+        tier = 0;
         *end = at == FK_NONE;
     }
-    *next = at;
+    *next = FK_TIERS * (uint64_t)at;
     return n;
 }
 
