@@ -66,7 +66,7 @@ soak-engine:            ## the real vLLM under load, its processes killed or sto
 	@tools/install-deps --engine
 	@tools/soak-engine
 
-soak:                   ## simulator and kill -9 for SOAK_SECONDS (600)
+soak:                   ## simulators and kill -9 for SOAK_SECONDS (600)
 	@tools/install-deps --test
 	@tools/soak
 
