@@ -67,6 +67,7 @@ struct worker {                         /* one peer's */
 struct fk_moon_engine {
     struct fk_mooncake *m;
     void *engine;
+    bool rdma;
     struct worker *workers;
 };
 
@@ -129,6 +130,7 @@ int fk_moon_engine_open(struct fk_mooncake *m, const struct fk_transport_params 
     if (!e)
         return rc ? rc : fk_transport_fail(error, bytes, -ENOMEM, "transport mooncake: no memory");
     e->m = m;
+    e->rdma = rdma;
     /* A name of its own: the segment of this name is what the engine shares, which is nothing. */
     snprintf(name, sizeof(name), strchr(m->host, ':') ? "[%s]:0" : "%s:0", m->host);
     e->engine = moon.createTransferEngine("P2PHANDSHAKE", name, m->host, 0, rdma);
@@ -145,8 +147,11 @@ int fk_moon_engine_open(struct fk_mooncake *m, const struct fk_transport_params 
 
 int fk_moon_engine_region(struct fk_mooncake *m, void *base, size_t bytes)
 {
-    /* Not for others to read: what they may have the provider grants, through our own socket. */
-    return !bytes || moon.registerLocalMemory(m->engine->engine, base, bytes, "*", 0) == 0 ? 0 : -EIO;
+    /*
+     * RDMA needs it. Over TCP the engine reads into any memory, and whatever is registered anybody may read and
+     * write through its open port, "not remote" or not: nothing is.
+     */
+    return !bytes || !m->engine->rdma || moon.registerLocalMemory(m->engine->engine, base, bytes, "*", 0) == 0 ? 0 : -EIO;
 }
 
 /* ---- the worker: who the peer is ---- */
