@@ -1,16 +1,18 @@
 /*
  * fuzz_store.c - libFuzzer target: the header of a space and the record before a block in a shared store. Nothing may
  * crash; a header that is taken must be whole and of our version, a record that is taken must be the asked key's, in that
- * space, with the bytes' own checksum.
+ * space, with the bytes' own checksum. And the name for KV events that a block's note may hold.
  *
  * Input: byte 0: bit 0 seal the header's crc, bit 1 seal the record's and its note's, bit 2 put a sound magic, order and version into both;
- * then 128 bytes of header, 96 of record, and the note.
+ * then 128 bytes of header, 96 of record, and the note. All of it is tried as a name too.
  */
+#include <endian.h>
 #include <isa-l/crc.h>
 #include <string.h>
 
 #include "base/checksum.h"
 #include "base/util.h"
+#include "events/note.h"
 #include "store/format.h"
 #include "store/store.h"
 
@@ -34,6 +36,25 @@ static size_t take(const uint8_t **data, size_t *left, void *out, size_t want)
     return n;
 }
 
+/* What is taken for a name says the same when it is written again. */
+static void try_note(const uint8_t *data, size_t size)
+{
+    uint32_t tokens[4], n_tokens = size > 4 ? data[4] % 5u : 0;
+    uint8_t again[4096];
+    struct fk_note note;
+
+    if (!fk_note_read(data, (uint32_t)fk_min(size, sizeof(again)), n_tokens, &note))
+        return;
+    for (uint32_t i = 0; i < n_tokens; i++) {
+        memcpy(&tokens[i], note.tokens + 4 * i, 4);
+        tokens[i] = le32toh(tokens[i]);
+    }
+    struct fk_label label = { 0, *note.lora ? note.lora : NULL, *note.salt ? note.salt : NULL };
+    uint32_t n = fk_note_write(again, sizeof(again), &note.name, tokens, n_tokens, &label);
+    if (n != size || memcmp(again, data, n) != 0)
+        __builtin_trap();
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     static const uint32_t sound[2] = { 0x01020304, STORE_VERSION };
@@ -42,6 +63,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 
     if (!size)
         return 0;
+    try_note(data, size);
     uint8_t how = *data++;
     size--;
     size_t n = take(&data, &size, &raw, sizeof(raw));

@@ -361,8 +361,9 @@ typedef struct flexkv_completion {
  */
 FLEXKV_API int flexkv_poll(flexkv_node *node, flexkv_completion *out, int max, int timeout_ms);
 
-/* Drops every block of every tier, of all spaces. Operations under way end with -ECANCELED.
- * Returns when the stores on SSD are marked, so that no restart brings old blocks back; -EIO,
+/* Drops every block of every tier, of all spaces; in a directory that nodes share those of the
+ * node's spaces, for all nodes. Operations under way end with -ECANCELED.
+ * Returns when the stores on SSD, and that directory, are marked, so that no restart brings old blocks back; -EIO,
  * -ETIMEDOUT: they could not be marked in time, here all is dropped nevertheless. */
 FLEXKV_API int flexkv_reset(flexkv_node *node);
 

@@ -303,6 +303,7 @@ bool fk_node_remote_fetch(void *node, const struct fk_core_fetch *want);
 /* Nothing that is to be written waits, or can be written. Also without remote. */
 bool fk_node_remote_idle(struct fk_node *node);
 void fk_node_remote_reset(struct fk_node *node);
+int fk_node_remote_reset_wait(struct fk_node *node);   /* without the lock; also without remote */
 struct json_t *fk_node_remote_json(const struct fk_node *node);
 void fk_node_remote_stats(struct fk_node *node, flexkv_stats *out);
 /* How far peers and the store reach with what is here; with either of them. */

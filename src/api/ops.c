@@ -175,8 +175,10 @@ int fk_local_reset(flexkv_node *pub)
     pthread_mutex_lock(&node->lock);
     int rc = wait_for_stores(node, target);
     pthread_mutex_unlock(&node->lock);
-    return rc ? fk_api_fail(rc, "everything is dropped here, but ssd_cache_dir could not be marked "
-                            "(%s): a restart may find old blocks", strerror(-rc)) : 0;
+    if (rc)
+        return fk_api_fail(rc, "everything is dropped here, but ssd_cache_dir could not be marked "
+                           "(%s): a restart may find old blocks", strerror(-rc));
+    return fk_node_remote_reset_wait(node);
 }
 
 /* ---- completions ---- */

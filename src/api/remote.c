@@ -501,6 +501,15 @@ void fk_node_remote_reset(struct fk_node *node)
             fk_store_reset(r->store, s->store_id);
 }
 
+int fk_node_remote_reset_wait(struct fk_node *node)
+{
+    int rc = node->remote ? fk_store_reset_wait(node->remote->store, node->remote->timeout_us) : 0;
+
+    return rc ? fk_api_fail(rc, "everything is dropped here, but remote_cache_dir could not be reset yet (%s): it is not "
+                            "used until it can be; other nodes, and a restart before that, find old blocks",
+                            strerror(-rc)) : 0;
+}
+
 /* What is under way to or from the slots is waited for, as long as it may take. */
 void fk_node_remote_stop(struct fk_node *node)
 {

@@ -134,6 +134,8 @@ void fk_space_free(struct fk_space *s, bool keep_memory)
     fk_space_close_store(s);
     if (!keep_memory)
         fk_pool_destroy(s->pool);
+    else
+        fk_pool_leave(s->pool);
     fk_names_close(s);
     free(s);
 }

@@ -271,14 +271,15 @@ static int transfer(int fd, bool writing, struct iovec *v, int n)
     return 0;
 }
 
-static void mark_used(const struct dir_store *s, int fd, const struct stat *st)
+/* The file at fd, or at the path. It may be refused: a read-only mount. */
+static void mark_used(const struct dir_store *s, int fd, const char *path, const struct stat *st)
 {
     struct timespec now;
 
     clock_gettime(CLOCK_REALTIME, &now);
     int64_t age_s = (int64_t)now.tv_sec - (int64_t)st->st_mtim.tv_sec;
     if (age_s < 0 || (uint64_t)age_s * 1000000u >= s->touch_us)
-        (void)futimens(fd, NULL);       /* may be refused: a read-only mount */
+        (void)!(path ? utimensat(AT_FDCWD, path, NULL, AT_SYMLINK_NOFOLLOW) : futimens(fd, NULL));
 }
 
 /* The name may have got another file meanwhile: it is taken away, looked at, and given back if it was not that one. */
@@ -328,7 +329,7 @@ static int dir_get(void *space, struct fk_key key, void *buf, struct fk_store_no
         return -errno;
     int rc = read_block(sp, fd, &st, key, buf, note);
     if (rc == 0)
-        mark_used(sp->store, fd, &st);
+        mark_used(sp->store, fd, NULL, &st);
     if (rc == -EBADMSG) {
         dir_path_part(part, sizeof(part), sp->path, store_key_part(key));
         dir_remove_if_same(sp->store, part, path, &st);
@@ -372,10 +373,14 @@ static int dir_put(void *space, struct fk_key key, struct fk_key parent, const v
     struct stat st;
 
     dir_path_block(path, sizeof(path), sp->path, key);
-    if (stat(path, &st) == 0)
-        return 1;
-    if (errno != ENOENT)
+    if (lstat(path, &st) == 0) {
+        if (S_ISREG(st.st_mode) && (uint64_t)st.st_size == STORE_PAGE + sp->header.block_bytes) {
+            mark_used(sp->store, -1, path, &st);
+            return 1;
+        }
+    } else if (errno != ENOENT) {
         return -errno;
+    }
     int fd = create_temp(sp, store_key_part(key), temp, sizeof(temp));
     if (fd < 0)
         return fd;

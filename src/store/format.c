@@ -45,7 +45,7 @@ enum store_state store_header_read(const void *bytes, size_t n, struct store_hea
     if (h->byte_order == BYTE_ORDER_MARK && h->version && h->version != STORE_VERSION)
         return STORE_VERSION_OTHER;
     if (n != sizeof(*h) || h->crc != crc32c(h, offsetof(struct store_header, crc)) ||
-        h->byte_order != BYTE_ORDER_MARK || h->block_bytes == 0 || h->block_bytes > STORE_MAX_BLOCK_BYTES ||
+        h->byte_order != BYTE_ORDER_MARK || h->version != STORE_VERSION || h->block_bytes == 0 || h->block_bytes > STORE_MAX_BLOCK_BYTES ||
         !memchr(h->name, 0, sizeof(h->name)))
         return STORE_TORN;
     return STORE_OK;

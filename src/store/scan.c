@@ -80,6 +80,7 @@ static void do_reset(struct fk_store *s, struct store_space *sp)
     pthread_mutex_lock(&s->lock);
     sp->reset_done = epoch;
     atomic_store(&sp->resetting, atomic_load(&sp->epoch) != epoch);
+    pthread_cond_broadcast(&s->changed);
     pthread_mutex_unlock(&s->lock);
 }
 

@@ -357,6 +357,28 @@ void fk_store_reset(struct fk_store *s, uint32_t space)
     pthread_mutex_unlock(&s->lock);
 }
 
+static bool resets_left(const struct fk_store *s)
+{
+    uint32_t n = atomic_load(&s->n_spaces);
+
+    for (uint32_t i = 0; i < n; i++)
+        if (atomic_load(&s->spaces[i]->resetting))
+            return true;
+    return false;
+}
+
+int fk_store_reset_wait(struct fk_store *s, uint64_t timeout_us)
+{
+    struct timespec ts = to_timespec(fk_clock_us() + timeout_us);
+    int rc = 0;
+
+    pthread_mutex_lock(&s->lock);
+    while (resets_left(s) && !rc)
+        rc = pthread_cond_timedwait(&s->changed, &s->lock, &ts);
+    pthread_mutex_unlock(&s->lock);
+    return -rc;
+}
+
 /* ---- asking ---- */
 
 bool fk_store_reads(const struct fk_store *s)

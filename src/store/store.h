@@ -117,6 +117,8 @@ uint64_t fk_store_next_wakeup(struct fk_store *store);  /* UINT64_MAX: none */
  * carried out in the background; until then the space is neither read nor written.
  */
 void fk_store_reset(struct fk_store *store, uint32_t space);
+/* Waits until all that were asked for have been carried out; -ETIMEDOUT. */
+int fk_store_reset_wait(struct fk_store *store, uint64_t timeout_us);
 
 /* The scanner looks now, and all that it finds is known on return. For tests and tools: waits. -ETIMEDOUT. */
 int fk_store_scan(struct fk_store *store, uint64_t timeout_us);

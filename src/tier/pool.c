@@ -19,6 +19,7 @@
 #define MPOL_F_MEMS_ALLOWED 4
 
 struct fk_pool {
+    struct fk_pool *left_before;        /* see fk_pool_leave */
     void *base;
     uint64_t bytes;
     int fd;
@@ -256,13 +257,31 @@ int fk_pool_create(const struct fk_pool_params *params, struct fk_pool **out, ch
     return 0;
 }
 
+static void stop_thread(struct fk_pool *pool)
+{
+    atomic_store(&pool->stop, true);
+    if (pool->has_thread)
+        pthread_join(pool->thread, NULL);
+    pool->has_thread = false;
+}
+
+void fk_pool_leave(struct fk_pool *pool)
+{
+    static struct fk_pool *_Atomic left;        /* for whoever looks for leaks: they are meant */
+
+    if (!pool)
+        return;
+    stop_thread(pool);
+    pool->left_before = atomic_load(&left);
+    while (!atomic_compare_exchange_weak(&left, &pool->left_before, pool))
+        ;
+}
+
 void fk_pool_destroy(struct fk_pool *pool)
 {
     if (!pool)
         return;
-    atomic_store(&pool->stop, true);
-    if (pool->has_thread)
-        pthread_join(pool->thread, NULL);
+    stop_thread(pool);
     munmap(pool->base, pool->bytes);
     if (pool->fd >= 0)
         close(pool->fd);

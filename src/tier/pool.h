@@ -33,6 +33,8 @@ struct fk_pool;
 int fk_pool_create(const struct fk_pool_params *params, struct fk_pool **out, char *error,
                    size_t error_bytes);
 void fk_pool_destroy(struct fk_pool *pool);
+/* Instead: all ends but the memory, as something may still write to it. */
+void fk_pool_leave(struct fk_pool *pool);
 void *fk_pool_base(const struct fk_pool *pool);
 uint64_t fk_pool_bytes(const struct fk_pool *pool);     /* mapped: what was asked for, or more */
 int fk_pool_fd(const struct fk_pool *pool);             /* -1: not shareable */

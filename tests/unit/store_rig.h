@@ -329,9 +329,9 @@ static inline int submit(struct rig *r, enum fk_store_op op, uint64_t i, void *b
 {
     uint64_t now = fk_clock_us();
     struct fk_store_req q = { .op = op, .space = r->space, .key = key_of(i), .buf = buf, .user = ++r->user,
-                              .note = r->note, .note_bytes = op == FK_STORE_WRITE ? (uint32_t)(i * 37 % 4000) : 0 };
+                              .note = buf == r->buf ? r->note : NULL, .note_bytes = op == FK_STORE_WRITE ? (uint32_t)(i * 37 % 4000) : 0 };
 
-    q.note_bytes = fk_min(q.note_bytes, FK_STORE_NOTE_MAX);
+    q.note_bytes = q.note ? fk_min(q.note_bytes, FK_STORE_NOTE_MAX) : 0;
     for (uint32_t k = 0; k < q.note_bytes; k++)
         r->note[k] = (unsigned char)(i + k * 7);
 

@@ -229,6 +229,7 @@ static void a_reset_forgets_them(void **state)
     assert_true(reaches(&b, 1, 8));
     assert_int_equal(flexkv_reset(a.node), 0);
     assert_int_equal(matched(&a, 1, 8), 0);
+    assert_int_equal(get_and_check(&b, 1, 8), 0);       /* known perhaps, but gone */
     wait_until(matched(&b, 1, 8) == 0);
     put_chain(&a, 2, 8);                /* and it goes on */
     assert_true(reaches(&b, 2, 8));
@@ -355,6 +356,8 @@ static void a_hung_store_hangs_nobody(void **state)
     wait_until(!status_number(&b, "reads"));
     assert_int_equal(matched(&b, 1, 8), 0);
     assert_true(status_number(&b, "quarantined") > 0);
+    assert_int_equal(flexkv_reset(b.node), -ETIMEDOUT);
+    assert_non_null(strstr(flexkv_last_error(), "remote_cache_dir"));
     flexkv_node *node = NULL;
     assert_int_equal(try_open(MORE(STORE, "remote_timeout_ms", "100"), &node), -ETIMEDOUT);
     close_node(&b);                     /* the slots that it still may write to are left behind */
