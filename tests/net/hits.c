@@ -49,6 +49,21 @@ static void note_events(struct world *w, uint32_t i)
     }
 }
 
+/* Read from whoever has it (the first of them); he sees that. */
+static int32_t fetch(struct world *w, struct fk_key key)
+{
+    uint64_t held = w->held[id_find(w, key)];
+    uint32_t slot, loan;
+
+    if (!held)
+        return -ENOENT;
+    const struct node *p = &w->node[__builtin_ctzll(held)];
+    if (fk_core_lend(p->core, p->space, key, FK_TIER_CPU, &slot, &loan))
+        return -ENOENT;
+    fk_core_loan_end(p->core, loan);
+    return 0;
+}
+
 /* All that the core asks for is done; returns the blocks of the operation that are there. */
 static uint32_t finish(struct world *w, uint32_t i)
 {
@@ -63,7 +78,7 @@ static uint32_t finish(struct world *w, uint32_t i)
             fk_core_job_done(core, job, job->n, 0, w->now);
         uint32_t n = fk_core_take_fetches(core, f, 64);
         for (uint32_t k = 0; k < n; k++)
-            d[k] = (struct fk_core_fetch_done){ .id = f[k].id };
+            d[k] = (struct fk_core_fetch_done){ .id = f[k].id, .status = fetch(w, f[k].key) };
         if (n)
             fk_core_fetch_done(core, d, n, w->now);
         w->fetches += n;
