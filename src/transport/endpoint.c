@@ -705,7 +705,8 @@ uint32_t fk_transport_take(struct fk_transport *t, struct fk_read_done *out, uin
 
     pthread_mutex_lock(&t->lock);
     uint32_t n = (uint32_t)fk_min((size_t)max, t->outbox.len - t->out_at);
-    memcpy(out, t->outbox.data + t->out_at, n * sizeof(*out));
+    if (n)                              /* else there may be no box yet */
+        memcpy(out, t->outbox.data + t->out_at, n * sizeof(*out));
     t->out_at += n;
     for (uint32_t i = 0; i < n; i++)
         t->outstanding -= !(out[i].flags & FK_READ_QUARANTINED);    /* those come again */
