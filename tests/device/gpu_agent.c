@@ -49,6 +49,7 @@ static void open_node(struct gpu_node *g, const char *cpu)
     flexkv_config *c;
 
     check(flexkv_config_create(&c));
+    check(flexkv_config_load_env(c));   /* options of copies, say */
     set(c, "cpu_cache_gb", cpu);
     for (int i = 0; i < 4 && more[i]; i += 2)
         set(c, more[i], more[i + 1]);

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Real vLLM engines on the GPU machine: are tokens the same with FlexKV, and what does it cost and bring?
 
-    . tests/device/env.sh && python3 tests/device/vllm_engine.py [--phases tokens,ttft,new,tp2]
-                                                                 [--only WORDS] [--jobs N]
+    . tests/device/env.sh && python3 tests/device/vllm_engine.py [--phases tokens,ttft,new,tp2,ssd]
+                                                                 [--only WORDS] [--jobs N] [--ssd-dir DIR,...]
 
 Phases, each within its own time (--seconds gives all of them another one):
     tokens  a small model with random weights: what is said after hits in FlexKV must be what is said after hits in the
@@ -11,6 +11,8 @@ Phases, each within its own time (--seconds gives all of them another one):
             without FlexKV, with it, and with other connectors, all engines side by side, one after the other
     new     the same, prompts that nobody has seen: what storing everything costs. With ttft: the same engines
     tp2     tokens and ttft with two GPUs
+    ssd     time to the first token of prompts that only the SSD tier has, with its files in DIR; an engine for each DIR.
+            With tp2: on a GPU of its own, where there is one
 
 Every engine runs in processes of its own, which are killed when their time is up. $OUT/vllm.json gets all that was
 found, $OUT/NAME.log what an engine said. Exit status 1 if tokens differ, or an engine failed.
@@ -39,7 +41,7 @@ import tiny_model  # noqa: E402
 GIB = 1 << 30
 TIER_GIB = int(os.environ.get("FLEXKV_CPU_CACHE_GB", "16"))
 OUT = Path(os.environ.get("OUT", "."))
-SECONDS = {"tokens": 420, "ttft": 400, "new": 400, "tp2": 480}
+SECONDS = {"tokens": 420, "ttft": 400, "new": 400, "tp2": 480, "ssd": 300}
 BLOCK = 16
 LLAMA_8B = {
     "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu", "dtype": "bfloat16",
@@ -51,6 +53,7 @@ LLAMA_8B = {
 LAYERWISE = {"FLEXKV_ENABLE_LAYERWISE_TRANSFER": "1"}
 # The modes in which a load may be part of a step: see docs/vllm.md.
 ROUNDS, NEW_ROUNDS = 6, 9       # the first ones are not counted
+SSD_CPU_GIB, SSD_GIB = 5, 40    # less than the prompts of a size, and more than all
 START_SECONDS = 200
 SETTLED_SECONDS = 0.6
 TIE = 0.02              # of logits around 3
@@ -267,6 +270,13 @@ def tp2_cases(small: Path, large: Path) -> tuple[list[dict[str, Any]], list[dict
             [large_case(f"tp2-{connector}", connector, large, engine=two) for connector in ("none", "ours")])
 
 
+def ssd_cases(model: Path, dirs: list[str], gpu: str | None) -> Iterator[dict[str, Any]]:
+    for i, path in enumerate(dirs):
+        yield large_case(f"ssd-{i}", "ours", model, env={
+            "FLEXKV_CPU_CACHE_GB": str(SSD_CPU_GIB), "FLEXKV_SSD_CACHE_GB": str(SSD_GIB),
+            "FLEXKV_SSD_CACHE_DIR": path, **({"CUDA_VISIBLE_DEVICES": gpu} if gpu else {})})
+
+
 # ---- the runs ------------------------------------------------------------------------------------
 
 def say(text: str) -> None:
@@ -380,6 +390,27 @@ def ask_ttft(engines: list[Asked], until: float) -> None:
                 size["median"] = {kind: statistics.median(size[kind][1:]) for kind in ("cold", "gpu hit", "loaded")}
 
 
+def ask_ssd(engines: list[Asked], until: float) -> None:
+    """All prompts of a size, then all again: each of them has been pushed out of the CPU tier by then."""
+    for engine in engines:
+        for tokens in (8192, 32768):
+            size: dict[str, Any] = engine.result.setdefault(f"{tokens >> 10}k", {})
+            for kind in ("cold", "from SSD"):
+                for i in range(ROUNDS):
+                    if time.monotonic() > until:
+                        engine.result.setdefault("error", "the phase's time is up")
+                        return
+                    if kind != "cold":
+                        engine.ask("forget")
+                    asked = engine.ask("first_token", 7 * tokens + i, tokens)
+                    if asked is not None:
+                        size.setdefault(kind, []).append(asked[0])
+                        size.setdefault(kind + " cached", []).append(asked[1])
+                engine.ask("settle")
+            if engine.good:
+                size["median"] = {kind: statistics.median(size[kind][1:]) for kind in ("cold", "from SSD")}
+
+
 def ask_new(engines: list[Asked], until: float) -> None:
     seconds: dict[str, list[float]] = {e.name: [] for e in engines}
     for i in range(NEW_ROUNDS):
@@ -405,10 +436,13 @@ def run_large(phases: list[str], cases: list[dict[str, Any]], folder: Path, seco
             engine.result["start_seconds"] = engine.answer(min(START_SECONDS, until - time.monotonic()))
         say("started: " + ", ".join(e.name for e in engines if e.good))
         good = [e for e in engines if e.good]
-        if "ttft" in phases and good:
-            ask_ttft(good, until)
+        sides = [e for e in good if not e.name.startswith("ssd-")]
+        if "ttft" in phases and sides:
+            ask_ttft(sides, until)
         if "new" in phases and good:
-            ask_new([e for e in good if e.name != "layerwise"], until)
+            ask_new([e for e in sides if e.name != "layerwise"], until)
+        if "ssd" in phases:
+            ask_ssd([e for e in good if e not in sides], until)
         for engine in good:
             engine.result["metrics"] = engine.ask("metrics")
     finally:
@@ -482,6 +516,11 @@ def short(summary: dict[str, Any]) -> dict[str, Any]:
         for phase, found in summary.items()}
 
 
+def gpus() -> int:
+    """Without CUDA in this process."""
+    return len(list(Path("/dev").glob("nvidia[0-9]*")))
+
+
 def failed(summary: dict[str, Any]) -> bool:
     return any("error" in r for found in summary.values() for r in found["results"].values()) or any(
         not t["good"] for found in summary.values() for t in found.get("tokens", {}).values())
@@ -489,7 +528,8 @@ def failed(summary: dict[str, Any]) -> bool:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--phases", default="tokens", help="of tokens,ttft,new,tp2")
+    parser.add_argument("--phases", default="tokens", help="of tokens,ttft,new,tp2,ssd")
+    parser.add_argument("--ssd-dir", default="/tmp/flexkv-ssd", help="directories of the phase ssd, comma separated")
     parser.add_argument("--only", default="", help="cases whose names hold one of these words, comma separated")
     parser.add_argument("--jobs", type=int, default=4, help="engines with the small model at a time")
     parser.add_argument("--seconds", type=float, help="for each phase")
@@ -512,6 +552,11 @@ def main() -> int:
         sides = list(large_cases(large))
         if "tp2" in phases:
             tokens, sides = tp2_cases(small, large)
+        elif not {"ttft", "new"} & set(phases):
+            sides = []
+        if "ssd" in phases:
+            free = "2" if "tp2" in phases and gpus() > 2 else None
+            sides += ssd_cases(large, options.ssd_dir.split(","), free)
         tokens, sides = ([c for c in cases if any(w in c["name"] for w in options.only.split(","))]
                          for cases in (tokens, sides))
 
