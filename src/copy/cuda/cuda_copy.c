@@ -25,6 +25,7 @@
 #define RING_CTAS 256u
 #define PIECE_MIN (32 * FK_KIB)         /* smaller ones are far slower one by one */
 #define LAYER_PIECE (512 * FK_KIB)      /* layers are taken together until their piece has so much */
+#define LAST_LAYERS 4u                  /* fewer at the end cost the bus more than the engine gains */
 #define DIRECT_PIECE (128 * FK_KIB)     /* smaller pieces are not worth descriptors of their own */
 
 /* AHEAD: direct, in the stream of the DMA: the first chunk of what comes from the engine, while the
@@ -597,7 +598,7 @@ static void run_layers(struct run *r, const struct fk_copy_progress *progress)
         open_notes(r, progress);
     while (layer < progress->n_layers && go_on(r)) {
         uint32_t left = progress->n_layers - layer;
-        uint32_t last = layer + fk_min(fk_min(take, left), fk_max(left / 2, 2u));
+        uint32_t last = layer + fk_min(fk_min(take, left), fk_max(left / 2, LAST_LAYERS));
         if (progress->layer_ends[last - 1] == region) {     /* nothing of their own */
             layer = last;
             continue;
