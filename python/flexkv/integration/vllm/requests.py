@@ -151,6 +151,8 @@ class Load:
     waiting: list[Part]                                     # not started yet
     after: int = 0                                          # step that must have come back before
     blocked: set[int] = field(default_factory=set)          # puts that must end before
+    launched: float = 0.0
+    blocks: int = 0                                         # of all parts
     parts: dict[int, Part] = field(default_factory=dict)    # under way, by operation
     ops: list[int] = field(default_factory=list)            # all that were started
     bad: list[int] = field(default_factory=list)            # pages without their bytes

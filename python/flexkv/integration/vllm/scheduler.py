@@ -30,6 +30,7 @@ logger = logging.getLogger("vllm.flexkv")
 
 PREFILL_CHUNK = 16          # tokens of one request in one step from which it counts as prefill
 GAUGE_INTERVAL = 10.0       # seconds between looks at how full the tiers are
+LOOK_MS = 2                 # for a load that is about to end
 
 
 class SchedulerSide:
@@ -250,6 +251,8 @@ class SchedulerSide:
             self._loads.came_back(number)
         elif connector_output is not None:
             self._without_number()
+        if self._loads.nearly_done():
+            self._poll(LOOK_MS)
         received = self._loads.take_received()
         sent = self._stores.take_sent()
         if received:
