@@ -326,8 +326,8 @@ FLEXKV_API int flexkv_get(flexkv_node *node, uint64_t lease, uint32_t first, uin
  */
 FLEXKV_API int flexkv_put(flexkv_namespace *ns, const flexkv_key *keys, uint32_t n,
                           uint32_t first, const flexkv_op_args *args, uint64_t *op);
-/* Brings the known prefix of the keys into the cpu tier, behind gets in priority. The completion
- * counts the blocks that were known; args->pages and results are not used. */
+/* Brings the known prefix of the keys into the cpu tier, behind gets in priority; but for what workers read
+ * from SSD themselves (GPU direct storage). The completion counts the blocks that were known; args->pages and results are not used. */
 FLEXKV_API int flexkv_prefetch(flexkv_namespace *ns, const flexkv_key *keys, uint32_t n,
                                const flexkv_op_args *args, uint64_t *op);
 /* Asks an operation to end; it completes with -ECANCELED, or as it did if it was faster.

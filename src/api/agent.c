@@ -15,6 +15,7 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "base/thread.h"
+#include "copy/cuda/cufile.h"
 
 #define RETRY_MIN_MS 20
 #define RETRY_MAX_MS 250
@@ -103,6 +104,10 @@ static int check_welcome(const struct fk_wire_welcome *w, const struct fk_wire_h
                            w->sums_offset < w->slot_bytes * w->n_slots || w->sums_offset > w->pool_bytes ||
                            ((uint64_t)(w->n_slots - 1) * w->sums_stride + 1) * sizeof(uint64_t) >
                                w->pool_bytes - w->sums_offset))
+        return -EPROTO;
+    if (w->ssd_dirs && (w->ssd_dirs > FK_SSD_MAX_DIRS || !w->ssd_stripe_slots || !w->ssd_slots ||
+                        w->ssd_slot_bytes % FK_SSD_ALIGN || w->slice_offset % FK_SSD_ALIGN ||
+                        w->slice_offset + h->slice_bytes > w->ssd_slot_bytes))
         return -EPROTO;
     return 0;
 }
@@ -232,26 +237,55 @@ static int attach(flexkv_agent *a)
     return rc;
 }
 
-/* Once: the answer is the machine's, not the node's. */
-static void try_direct(flexkv_agent *a)
+static uint32_t take_files(flexkv_agent *a, uint32_t want, int *fds)
 {
-    int fds[FK_MSG_FDS], n = 0;
-    char why[400] = "";
+    uint32_t n = 0;
 
-    if (!a->w.direct)
-        return;
-    while (n < (int)a->w.direct - 1 && n < FK_MSG_FDS && (fds[n] = fk_msg_take_fd(&a->in)) >= 0)
+    while (n < want && n < FK_MSG_FDS && (fds[n] = fk_msg_take_fd(&a->in)) >= 0)
         n++;
-    int rc = a->direct_tried ? 0 : fk_copier_try_direct(a->copier, fds, (uint32_t)n, why, sizeof(why));
-    if (!a->direct_tried && rc)
-        fk_warn("worker %u: GPU direct storage (enable_gds) is not used: %s. Blocks on SSD are read "
-                "through the CPU tier", a->hello.worker, why);
-    else if (!a->direct_tried)
-        fk_warn("worker %u: GPU direct storage (enable_gds) works here, in %d directories, but is not used: "
-                "this build reads blocks on SSD through the CPU tier", a->hello.worker, n);
-    a->direct_tried = true;
+    return n;
+}
+
+static void close_files(const int *fds, uint32_t n)
+{
     while (n > 0)
         close(fds[--n]);
+}
+
+static int open_direct(flexkv_agent *a, const int *fds, uint32_t n, char *why, size_t why_bytes)
+{
+    if (n != a->w.ssd_dirs || !n) {
+        snprintf(why, why_bytes, "the SSD tier's files can't be opened");
+        return -ENOTSUP;
+    }
+    return fk_copier_open_files(a->copier, fds, n, why, why_bytes);
+}
+
+/* May this worker read the SSD's files straight into its pages? Tried once: the answer is the machine's,
+ * not the node's. */
+static void begin_direct(flexkv_agent *a)
+{
+    int trial[FK_MSG_FDS], data[FK_MSG_FDS];
+    char why[400] = "";
+
+    a->direct = false;
+    if (!a->w.direct)
+        return;
+    uint32_t n = take_files(a, a->w.direct - 1, trial), files = take_files(a, a->w.ssd_dirs, data);
+    if (!a->direct_tried)
+        a->direct_works = fk_copier_try_direct(a->copier, trial, n, why, sizeof(why)) == 0;
+    if (a->direct_works)
+        a->direct = open_direct(a, data, files, why, sizeof(why)) == 0;
+    if (a->direct && !a->direct_tried)
+        fk_info("worker %u: blocks on SSD are read by GPU direct storage (enable_gds), from %u directories%s",
+                a->hello.worker, n, fk_cufile_through_cpu() ? "; A TEST: it goes through the CPU" : "");
+    else if (!a->direct && *why)
+        fk_warn("worker %u: GPU direct storage (enable_gds) is not used: %s. Blocks on SSD are read "
+                "through the CPU tier", a->hello.worker, why);
+    a->direct_tried = true;
+    close_files(trial, n);
+    close_files(data, files);
+    fk_agent_tell_direct(a);
 }
 
 static void *agent_main(void *arg)
@@ -266,7 +300,7 @@ static void *agent_main(void *arg)
         if (rc == 1) {
             rc = attach(a);
             if (!rc) {
-                try_direct(a);
+                begin_direct(a);
                 begin_service(a);
                 rc = fk_agent_serve(a);
                 set_state(a, 0, NULL);
@@ -438,7 +472,7 @@ static bool stop_copies(flexkv_agent *a, const uint64_t *ops, size_t n)
 {
     bool any = false;
 
-    for (int lane = 0; lane < 2; lane++) {
+    for (int lane = 0; lane < FK_AGENT_LANES; lane++) {
         for (size_t i = 0; a->running[lane] && i < n; i++) {
             if (a->running[lane] != ops[i])
                 continue;

@@ -3,7 +3,7 @@
  * flexkv_agent.
  *
  * Threads: the agent's own, which connects and, connected, is the first hand; a second hand while
- * it serves a node with a copier that goes both ways at once. `lock` guards what other threads are
+ * it serves a node with a copier that goes both ways at once, a third where it reads the SSD itself. `lock` guards what other threads are
  * told and what was revoked, `jobs_lock` the rings and the queues. Never both.
  */
 #ifndef FK_API_AGENT_IMPL_H
@@ -17,8 +17,10 @@
 #include "ipc/ring.h"
 #include "ipc/socket.h"
 #include "ipc/wire.h"
+#include "tier/ssd_format.h"
 
 #define FK_AGENT_REVOKED 4096u          /* far more operations than a node has under way */
+#define FK_AGENT_LANES 3                /* from the engine, to it, and to it from the SSD's files */
 #define FK_AGENT_LAYERED 512u           /* operations in layers that are remembered */
 
 /* A job, out of the node's reach. */
@@ -56,8 +58,8 @@ struct flexkv_agent {
     pthread_cond_t changed;
     int state;
     char error[FK_WIRE_TEXT];
-    uint64_t running[2];                /* the operation copied by each lane; 0: none */
-    _Atomic bool *running_cancel[2];
+    uint64_t running[FK_AGENT_LANES];   /* the operation copied by each lane; 0: none */
+    _Atomic bool *running_cancel[FK_AGENT_LANES];
     uint64_t revoked[FK_AGENT_REVOKED]; /* a ring: the oldest is forgotten first */
     uint32_t n_revoked;
     struct fk_agent_layered layered[FK_AGENT_LAYERED];  /* likewise */
@@ -73,17 +75,20 @@ struct flexkv_agent {
     void *memory;
     _Atomic bool *cancel;
     uint64_t populated;
-    bool direct_tried;
+    bool direct_tried, direct_works;    /* GPU direct storage */
+    bool direct;                        /* it is used with this node */
 
     pthread_mutex_t jobs_lock;
     struct fk_ring commands, reports;
-    struct fk_agent_job *queue[2], **queue_end[2];      /* by lane, oldest first */
-    bool busy[2];
-    int hand_fd;                        /* tells the second hand to end */
+    struct fk_agent_job *queue[FK_AGENT_LANES], **queue_end[FK_AGENT_LANES];    /* by lane, oldest first */
+    bool busy[FK_AGENT_LANES];
+    int hand_fd;                        /* tells the other hands to end */
 };
 
 /* Serves the node that is connected, until it goes, talks nonsense (-EPROTO) or the agent is closed. */
 int fk_agent_serve(flexkv_agent *a);
+/* Tells the node, before jobs come, whether this worker reads the SSD's files itself. */
+void fk_agent_tell_direct(flexkv_agent *a);
 /* Tells the copies that are under way to stop. */
 void fk_agent_cancel_running(flexkv_agent *a);
 

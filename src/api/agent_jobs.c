@@ -75,7 +75,7 @@ static void end_job(flexkv_agent *a, unsigned lane, struct fk_agent_layered *lay
 void fk_agent_cancel_running(flexkv_agent *a)
 {
     pthread_mutex_lock(&a->lock);
-    for (int lane = 0; lane < 2; lane++)
+    for (int lane = 0; lane < FK_AGENT_LANES; lane++)
         if (a->running_cancel[lane])
             atomic_store(a->running_cancel[lane], true);
     pthread_mutex_unlock(&a->lock);
@@ -137,8 +137,10 @@ static uint32_t leading(const flexkv_agent *a, const struct fk_ring_job *job, ui
 static bool lists_ok(const flexkv_agent *a, const struct fk_ring_job *job, const uint32_t *slots,
                      const uint32_t *pages)
 {
+    uint32_t n_slots = job->from_ssd ? a->w.ssd_slots : a->w.n_slots;
+
     for (uint32_t i = 0; i < job->n; i++)
-        if (slots[i] >= a->w.n_slots || pages[i] >= a->hello.pages)
+        if (slots[i] >= n_slots || pages[i] >= a->hello.pages)
             return false;
     return true;
 }
@@ -164,12 +166,39 @@ static uint32_t copy(flexkv_agent *a, struct fk_agent_job *j, struct fk_agent_la
     return leading(a, &j->job, ok, share);
 }
 
-static int report(flexkv_agent *a, const struct fk_ring_report *r)
+/* From the files that have them, into the pages. */
+static uint32_t read_files(flexkv_agent *a, const struct fk_agent_job *j, uint64_t *residues, int *status)
+{
+    const struct ssd_geometry g = { .slot_bytes = a->w.ssd_slot_bytes, .n_slots = a->w.ssd_slots,
+                                    .stripe_slots = a->w.ssd_stripe_slots, .n_dirs = a->w.ssd_dirs };
+    const uint32_t *slots = j->lists, *pages = j->lists + j->job.n;
+    struct fk_copy_place *places = malloc(j->job.n * sizeof(*places));
+    uint32_t ok = 0;
+
+    if (!places)
+        *status = -ENOMEM;
+    else if (!a->direct || !lists_ok(a, &j->job, slots, pages))
+        *status = -EFAULT;
+    for (uint32_t i = 0; !*status && i < j->job.n; i++)
+        places[i] = (struct fk_copy_place){
+            .offset = ssd_data_offset(&g, ssd_geometry_local(&g, slots[i])) + a->w.slice_offset,
+            .file = ssd_geometry_dir(&g, slots[i]), .page = pages[i] };
+    if (!*status)
+        ok = fk_copier_read_files(a->copier, places, j->job.n, residues, &a->cancel[j->job.job], status);
+    free(places);
+    return ok;
+}
+
+/* With n residues behind it. */
+static int report(flexkv_agent *a, const struct fk_ring_report *r, const uint64_t *residues, uint32_t n)
 {
     pthread_mutex_lock(&a->jobs_lock);
-    struct fk_ring_report *rec = fk_ring_reserve(&a->reports, FK_RING_REPORT, sizeof(*rec));
+    struct fk_ring_report *rec = fk_ring_reserve(&a->reports, FK_RING_REPORT,
+                                                 (uint32_t)(sizeof(*rec) + n * sizeof(*residues)));
     if (rec) {
         *rec = *r;
+        if (n)
+            memcpy(rec + 1, residues, n * sizeof(*residues));
         fk_ring_commit(&a->reports);
     }
     pthread_mutex_unlock(&a->jobs_lock);
@@ -179,27 +208,48 @@ static int report(flexkv_agent *a, const struct fk_ring_report *r)
     return 0;
 }
 
+void fk_agent_tell_direct(flexkv_agent *a)
+{
+    pthread_mutex_lock(&a->jobs_lock);
+    uint64_t *works = fk_ring_reserve(&a->reports, FK_RING_DIRECT, sizeof(*works));
+    if (works) {
+        *works = a->direct;
+        fk_ring_commit(&a->reports);
+    }
+    pthread_mutex_unlock(&a->jobs_lock);
+    (void)!write(a->report_fd, &(uint64_t){ 1 }, sizeof(uint64_t));
+}
+
 static int do_job(flexkv_agent *a, struct fk_agent_job *j, unsigned lane)
 {
     struct fk_ring_report r = { .job = j->job.job, .status = -ECANCELED };
     struct fk_agent_layered *layered;
     bool go = begin_job(a, &j->job, lane, &layered);
+    uint32_t n = j->job.from_ssd ? j->job.n : 0;
+    uint64_t *residues = calloc(fk_max(n, 1u), sizeof(*residues));
 
     if (go) {
         uint64_t start = fk_clock_us();
         int status = 0;
-        r.ok = copy(a, j, layered, &status);
+        if (!residues)
+            status = -ENOMEM;
+        else
+            r.ok = n ? read_files(a, j, residues, &status) : copy(a, j, layered, &status);
         r.status = status ? status : r.ok < j->job.n || !j->job.n ? -ECANCELED : 0;
         r.us = (uint32_t)(fk_clock_us() - start);
     }
     end_job(a, lane, layered, r.status);
-    return report(a, &r);
+    int rc = residues ? report(a, &r, residues, n) : -ENOMEM;
+    free(residues);
+    return rc;
 }
 
 /* ---- the ring and the queues ---- */
 
 static unsigned lane_of(const flexkv_agent *a, const struct fk_ring_job *job)
 {
+    if (job->from_ssd)
+        return 2;
     return a->copier->ops->lanes > 1 && job->to_engine ? 1 : 0;
 }
 
@@ -233,7 +283,7 @@ static int read_command(flexkv_agent *a)
 
 static struct fk_agent_job *take_queued(flexkv_agent *a, unsigned *lane)
 {
-    for (unsigned i = 0; i < 2; i++) {
+    for (unsigned i = 0; i < FK_AGENT_LANES; i++) {
         struct fk_agent_job *j = a->queue[i];
         if (!j || a->busy[i])
             continue;
@@ -294,7 +344,7 @@ static int do_jobs(flexkv_agent *a, int until)
 
 /* ---- hands ---- */
 
-static void *second_hand(void *arg)
+static void *other_hand(void *arg)
 {
     flexkv_agent *a = arg;
     struct pollfd p[2] = { { .fd = a->command_fd, .events = POLLIN },
@@ -342,19 +392,20 @@ static int first_hand(flexkv_agent *a)
     }
 }
 
-static void stop_second_hand(flexkv_agent *a, pthread_t thread)
+static void stop_other_hands(flexkv_agent *a, const pthread_t *threads, unsigned n)
 {
     uint64_t count;
 
-    fk_agent_cancel_running(a);         /* nobody wants the rest of its copy */
+    fk_agent_cancel_running(a);         /* nobody wants the rest of their copies */
     (void)!write(a->hand_fd, &(uint64_t){ 1 }, sizeof(uint64_t));
-    pthread_join(thread, NULL);
+    while (n > 0)
+        pthread_join(threads[--n], NULL);
     (void)!read(a->hand_fd, &count, sizeof(count));
 }
 
 static void begin_queues(flexkv_agent *a)
 {
-    for (int i = 0; i < 2; i++) {
+    for (int i = 0; i < FK_AGENT_LANES; i++) {
         a->queue[i] = NULL;
         a->queue_end[i] = &a->queue[i];
         a->busy[i] = false;
@@ -368,7 +419,7 @@ static void end_queues(flexkv_agent *a)
 
     while (read_command(a) == 1)
         ;
-    for (int i = 0; i < 2; i++) {
+    for (int i = 0; i < FK_AGENT_LANES; i++) {
         for (struct fk_agent_job *j = a->queue[i], *next; j; j = next) {
             next = j->next;
             counted |= j->job.counter != 0;
@@ -382,13 +433,15 @@ static void end_queues(flexkv_agent *a)
 
 int fk_agent_serve(flexkv_agent *a)
 {
-    pthread_t second;
+    pthread_t others[FK_AGENT_LANES];
+    unsigned want = (a->copier->ops->lanes > 1) + a->direct, n = 0;
 
     begin_queues(a);
-    bool two = a->copier->ops->lanes > 1 && pthread_create(&second, NULL, second_hand, a) == 0;
+    while (n < want && pthread_create(&others[n], NULL, other_hand, a) == 0)
+        n++;                            /* fewer: one after the other */
     int rc = first_hand(a);
-    if (two)
-        stop_second_hand(a, second);
+    if (n)
+        stop_other_hands(a, others, n);
     end_queues(a);
     return rc;
 }

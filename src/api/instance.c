@@ -48,6 +48,7 @@ void fk_worker_removed(struct fk_instance *in, uint32_t worker)
 {
     in->worker[worker].leaving = true;
     in->n_registered--;             /* no new operation from here on */
+    fk_core_instance_direct(in->space->node->core, in->id, false);
     find_min_pages(in);
     fk_core_fail_ops(in->space->node->core, in->id, -ENOTCONN, fk_clock_us());
 }

@@ -5,11 +5,14 @@
 #include <sys/mman.h>
 
 #include "api/peer.h"
+#include "base/checksum.h"
 #include "base/clock.h"
 #include "base/log.h"
+#include "tier/ssd_format.h"
 
-#define REPORT_BYTES 65536u             /* far more than FK_AGENT_JOBS reports */
+#define REPORT_BYTES 262144u            /* far more than FK_AGENT_JOBS reports */
 #define COMMAND_BYTES_MIN 65536u
+#define BAD_READS 8u
 #define COMMAND_BYTES_MAX (64u << 20)
 #define WELCOME_TIMEOUT_US 200000u      /* an agent that just said hello has room in its socket */
 
@@ -143,27 +146,103 @@ static int make_memory(struct fk_link *l, uint32_t commands)
     return 0;
 }
 
-/* An empty file without a name in each SSD directory, for an agent to try GPU direct storage with.
- * Fewer: a directory is full or gone; the agent says that it was not tried. */
-static int make_direct_files(const struct fk_space *s, int *fds)
+/* A file in each SSD directory for an agent to try GPU direct storage with, until it has told what came of it. It has
+ * a name, as cuFile opens files again by their names. */
+static const char *trial_path(const struct fk_link *l, const struct fk_space *s, size_t dir, uint32_t instance,
+                              char *buf, size_t bytes)
 {
-    const struct fk_string_list *dirs = &s->node->set->ssd_cache_dir;
-    int n = 0;
-
-    for (size_t i = 0; s->ssd && i < dirs->count && n < (int)FK_SSD_MAX_DIRS; i++) {
-        int fd = open(dirs->item[i], O_TMPFILE | O_RDWR | O_DIRECT | O_CLOEXEC, 0600);
-        if (fd < 0)
-            fd = open(dirs->item[i], O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
-        if (fd < 0)
-            fk_warn("enable_gds: no file for a trial in %s: %s", dirs->item[i], strerror(errno));
-        else
-            fds[n++] = fd;
-    }
-    return n;
+    snprintf(buf, bytes, "%s/%s.gds-%u-%u", s->node->set->ssd_cache_dir.item[dir], s->name, instance,
+             l->hello.worker);
+    return buf;
 }
 
-static int send_welcome(const struct fk_link *l, const struct fk_space *s)
+static void remove_direct_files(struct fk_link *l)
 {
+    char path[4200];
+
+    for (; l->n_trials; l->n_trials--)
+        (void)unlink(trial_path(l, l->trial_space, l->n_trials - 1, l->trial_instance, path, sizeof(path)));
+}
+
+/* Fewer: a directory is full or gone; the agent says that it was not tried. */
+static uint32_t make_direct_files(struct fk_link *l, const struct fk_instance *in, int *fds)
+{
+    const struct fk_string_list *dirs = &l->node->set->ssd_cache_dir;
+    char path[4200];
+
+    l->trial_space = in->space;
+    l->trial_instance = in->id;
+    for (l->n_trials = 0; l->n_trials < fk_min(dirs->count, (size_t)FK_SSD_MAX_DIRS); l->n_trials++) {
+        int flags = O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC;
+        trial_path(l, in->space, l->n_trials, in->id, path, sizeof(path));
+        int fd = open(path, flags | O_DIRECT, 0600);
+        if (fd < 0)
+            fd = open(path, flags, 0600);
+        if (fd < 0) {
+            fk_warn("enable_gds: no file for a trial: %s: %s", path, strerror(errno));
+            break;
+        }
+        fds[l->n_trials] = fd;
+    }
+    return l->n_trials;
+}
+
+/* Reads go from a file to pages, in whole sectors: why the space's slices can't be read so; NULL: they can. */
+static const char *why_not_direct(const struct fk_link *l, const struct fk_space *s)
+{
+    if (!s->ssd)
+        return "there is no SSD tier (ssd_cache_gb)";
+    if (!l->node->set->ssd_direct_io)
+        return "ssd_direct_io is 0";
+    if (l->hello.slice_bytes != s->slice_bytes)
+        return "the workers' slices of a block differ in size";
+    if (s->ranks > 1 && s->slice_bytes % FK_SSD_ALIGN)
+        return "the workers' slices of a block are no multiples of 4 KiB";
+    return NULL;
+}
+
+static int open_data_files(const struct fk_space *s, int *fds)
+{
+    uint32_t n = fk_ssd_geometry(s->ssd)->n_dirs;
+
+    for (uint32_t i = 0; i < n; i++) {
+        fds[i] = open(fk_ssd_data_path(s->ssd, i), O_RDONLY | O_DIRECT | O_CLOEXEC);
+        if (fds[i] >= 0)
+            continue;
+        fk_warn("enable_gds: %s: %s", fk_ssd_data_path(s->ssd, i), strerror(errno));
+        while (i > 0)
+            close(fds[--i]);
+        return 0;
+    }
+    return (int)n;
+}
+
+/* Returns how many descriptors go with it. */
+static int offer_direct(struct fk_link *l, const struct fk_instance *in, struct fk_wire_welcome *w, int *fds)
+{
+    const struct fk_space *s = in->space;
+    const char *why = why_not_direct(l, s);
+
+    if (!l->node->set->enable_gds)
+        return 0;
+    if (why) {
+        fk_warn("space %s, worker %u: no GPU direct storage (enable_gds): %s", s->name, l->hello.worker, why);
+        return 0;
+    }
+    int trial = (int)make_direct_files(l, in, fds), data = open_data_files(s, fds + trial);
+    const struct ssd_geometry *g = fk_ssd_geometry(s->ssd);
+    w->direct = 1 + (uint32_t)trial;
+    w->ssd_dirs = (uint32_t)data;
+    w->ssd_slot_bytes = g->slot_bytes;
+    w->ssd_slots = g->n_slots;
+    w->ssd_stripe_slots = g->stripe_slots;
+    l->crc_after = fk_crc_power((s->ranks - 1 - l->hello.slice) * s->slice_bytes);
+    return trial + data;
+}
+
+static int send_welcome(struct fk_link *l, const struct fk_instance *in)
+{
+    const struct fk_space *s = in->space;
     struct fk_copy_options how = fk_node_copy_options(l->node);
     struct fk_wire_welcome w = {
         .pool_bytes = s->pool_bytes, .slot_bytes = s->slot_bytes,
@@ -178,10 +257,7 @@ static int send_welcome(const struct fk_link *l, const struct fk_space *s)
     int fds[FK_MSG_FDS] = { fk_pool_fd(s->pool), l->memory_fd, l->command_fd, l->report_fd }, files = 0;
     struct iovec v = { &w, sizeof(w) };
 
-    if (l->node->set->enable_gds) {
-        files = make_direct_files(s, fds + 4);
-        w.direct = 1 + (uint32_t)files;
-    }
+    files = offer_direct(l, in, &w, fds + 4);
     int rc = fk_msg_send(l->peer->fd, FK_WIRE_WELCOME, &v, 1, fds, 4 + files,
                          fk_clock_us() + WELCOME_TIMEOUT_US);
     while (files > 0)
@@ -203,7 +279,7 @@ int fk_link_attach(struct fk_link *l, struct fk_instance *in)
         return rc;
     rc = make_memory(l, command_bytes(l->hello.pages));
     if (!rc)
-        rc = send_welcome(l, in->space);
+        rc = send_welcome(l, in);
     if (!rc) {
         l->report = (struct fk_watch){ reports_ready, l };
         rc = fk_server_watch(l->peer->server, l->report_fd, &l->report, false);
@@ -242,7 +318,7 @@ static bool send_job(struct fk_link *l, struct fk_job *job)
         return false;
     *rec = (struct fk_ring_job){ .tag = job->tag, .job = at, .n = job->n,
                                  .to_engine = job->to_engine, .layerwise = job->layerwise,
-                                 .counter = job->counter };
+                                 .counter = job->counter, .from_ssd = job->from_ssd };
     uint32_t *lists = (uint32_t *)(rec + 1);
     memcpy(lists, job->slots, job->n * sizeof(uint32_t));
     memcpy(lists + job->n, job->pages, job->n * sizeof(uint32_t));
@@ -297,17 +373,105 @@ static bool pages_were_kept(const struct fk_link *l, const struct fk_job *job)
     return !atomic_load(&job->cancelled) && fk_server_is_there(l->node, l->in->owner);
 }
 
-static int take_report(struct fk_link *l, const struct fk_ring_report *r)
+/* The block's residue out of those of its slices; false: a worker is gone, or two of the same slice differ. */
+static bool block_residue(const struct fk_instance *in, const struct fk_job *job, uint32_t block, uint64_t *out)
+{
+    *out = 0;
+    for (uint32_t w = 0; w < in->n_workers; w++) {
+        uint64_t r = job->residues[(uint64_t)w * job->n + block];
+        uint32_t same = 0;
+        if (!in->worker[w].link)
+            return false;
+        while (in->worker[same].slice != in->worker[w].slice)
+            same++;
+        if (same == w)
+            *out ^= fk_crc_times(r, in->worker[w].link->crc_after);
+        else if (job->residues[(uint64_t)same * job->n + block] != r)
+            return false;
+    }
+    return true;
+}
+
+/* All workers have read: how many leading blocks are what was stored. */
+static uint32_t sound_blocks(const struct fk_link *l, const struct fk_job *job)
+{
+    const struct fk_space *s = l->in->space;
+    uint64_t power = fk_crc_power(s->ranks * s->slice_bytes), residue;
+
+    for (uint32_t i = 0; i < job->n; i++) {
+        uint64_t want = fk_ssd_checksum(s->ssd, job->slots[i]);
+        if (!want || !block_residue(l->in, job, i, &residue) ||
+            fk_block_checksum_of(job->keys[i], residue, power) != want)
+            return i;
+    }
+    return job->n;
+}
+
+/* It costs time, and would go on doing so: after some in a row all goes through the cpu tier again. */
+static void note_bad_read(struct fk_instance *in, int status)
+{
+    if (++in->bad_reads == 1)
+        fk_warn("space %s: blocks on SSD were not read, or read wrong, by GPU direct storage (%s); they are read "
+                "through the CPU tier", in->space->name, strerror(-status));
+    if (in->bad_reads < BAD_READS)
+        return;
+    fk_error("space %s: GPU direct storage has failed %u times in a row: instance \"%s\" does without it",
+             in->space->name, in->bad_reads, in->name);
+    fk_core_instance_direct(in->space->node->core, in->id, false);
+}
+
+static void direct_done(struct fk_link *l, struct fk_job *job, const struct fk_ring_report *r,
+                        const uint64_t *residues)
+{
+    bool last = fk_core_job_left(job) == 1;
+    uint32_t ok = r->ok, n = job->n, sound = n;
+    int status = r->status ? r->status : -ECANCELED;
+
+    memcpy(job->residues + (uint64_t)l->hello.worker * n, residues, n * sizeof(*residues));
+    fk_rates_read_direct(l->in->space, r->ok, r->us);
+    if (last)
+        sound = sound_blocks(l, job);
+    if (sound < ok) {                   /* or another worker has read less than this one */
+        ok = sound;
+        status = -EBADMSG;
+    }
+    if (ok < n && status != -ECANCELED)
+        note_bad_read(l->in, status);
+    else if (last && ok == n)
+        l->in->bad_reads = 0;
+    fk_core_job_done(l->node->core, job, ok, status, fk_clock_us());
+}
+
+/* With the lock: gets may count on it when all workers can. */
+static void note_direct(struct fk_link *l)
+{
+    struct fk_instance *in = l->in;
+    bool all = true;
+
+    l->direct = true;
+    for (uint32_t w = 0; w < in->n_workers; w++)
+        all &= in->worker[w].link && in->worker[w].link->direct && !in->worker[w].leaving;
+    fk_core_instance_direct(l->node->core, in->id, all);
+    if (all)
+        fk_info("space %s: blocks on SSD go to the GPUs of instance \"%s\" by GPU direct storage",
+                in->space->name, in->name);
+}
+
+static int take_report(struct fk_link *l, const struct fk_ring_report *r, const void *more, uint32_t bytes)
 {
     struct fk_job *job = r->job < FK_AGENT_JOBS ? l->jobs[r->job] : NULL;
 
-    if (!job || r->ok > job->n || r->status > 0)
+    if (!job || r->ok > job->n || r->status > 0 || (job->from_ssd && bytes < 8ull * job->n))
         return -EPROTO;
     uint32_t ok = job->to_engine || pages_were_kept(l, job) ? r->ok : 0;
     l->jobs[r->job] = NULL;
     l->n_jobs--;
     atomic_fetch_add(job->to_engine ? &l->node->bytes_to_engine : &l->node->bytes_from_engine,
                      r->ok * l->hello.slice_bytes / (job->to_engine ? 1 : l->hello.replicas));
+    if (job->from_ssd) {
+        direct_done(l, job, r, more);
+        return 0;
+    }
     if (job->to_engine)
         fk_rates_copied(l->in->space, r->ok, r->us);
     fk_core_job_done(l->node->core, job, ok, r->status ? r->status : -ECANCELED, fk_clock_us());
@@ -323,13 +487,21 @@ static void read_reports(struct fk_link *l)
     int rc = 0;
 
     while (!l->broken && (rc = fk_ring_next(&l->reports, &type, &payload, &bytes)) == 1) {
+        if (type == FK_RING_DIRECT && bytes >= sizeof(uint64_t)) {
+            bool works = *(const uint64_t *)payload;
+            fk_ring_pop(&l->reports);
+            remove_direct_files(l);
+            if (works)
+                note_direct(l);
+            continue;
+        }
         if (type != FK_RING_REPORT || bytes < sizeof(report)) {
             rc = -EPROTO;
             break;
         }
         memcpy(&report, payload, sizeof(report));
+        rc = take_report(l, &report, (const char *)payload + sizeof(report), bytes - (uint32_t)sizeof(report));
         fk_ring_pop(&l->reports);
-        rc = take_report(l, &report);
         if (rc)
             break;
     }
@@ -412,6 +584,7 @@ void fk_link_destroy(struct fk_link *l)
         fk_info("space %s: worker %u of instance \"%s\" (process %d) has left", l->in->space->name,
                 l->hello.worker, l->in->name, (int)l->peer->pid);
     }
+    remove_direct_files(l);
     pthread_cond_broadcast(&node->idle);
     fk_node_unlock(node);
     if (l->memory)

@@ -81,6 +81,7 @@ struct fk_instance {
     bool ended;                     /* its client is gone; waits for the last copy */
     uint32_t n_workers, n_registered;
     uint64_t min_pages;             /* of the registered workers */
+    uint32_t bad_reads;             /* jobs in a row that workers could not read from the SSD themselves */
     struct fk_worker *worker;
     struct fk_namespace *namespaces;
     uint64_t owner;                 /* the client's session; 0: the node's own process */
@@ -226,6 +227,8 @@ extern const struct fk_node_vt fk_local_vt;
 /* rates.c, with the lock: what the tiers have shown lately goes to the core. */
 void fk_rates_copied(struct fk_space *space, uint32_t blocks, uint64_t us);
 void fk_rates_fetched(struct fk_space *space, double us_per_block);
+/* By a worker, straight from the SSD to its pages. */
+void fk_rates_read_direct(struct fk_space *space, uint32_t blocks, uint64_t us);
 void fk_rates_read(struct fk_space *space, uint64_t bytes, uint64_t now_us, bool busy);
 int fk_local_set_compute_rate(flexkv_space *space, double tokens_per_second);
 

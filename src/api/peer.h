@@ -42,6 +42,10 @@ struct fk_link {
     struct fk_link *next;
     struct fk_wire_hello hello;
     struct fk_instance *in;         /* NULL: it waits for its instance */
+    bool direct;                    /* it can read SSD slots by itself */
+    uint32_t n_trials, trial_instance;      /* files that it tries that with */
+    const struct fk_space *trial_space;
+    uint64_t crc_after;             /* power (base/checksum.h) of the bytes behind its slice in a block */
     bool broken;                    /* it wrote nonsense: nothing more is sent or believed */
     int memory_fd, command_fd, report_fd;
     void *memory;

@@ -29,6 +29,14 @@ void fk_rates_copied(struct fk_space *s, uint32_t blocks, uint64_t us)
     tell_core(s);
 }
 
+void fk_rates_read_direct(struct fk_space *s, uint32_t blocks, uint64_t us)
+{
+    if (blocks < COPY_BLOCKS_MIN)
+        return;
+    blend(&s->rates.ssd_us, (double)us / blocks);
+    tell_core(s);
+}
+
 /* bytes: read since open; busy: reads are under way. Only busy time counts. */
 void fk_rates_read(struct fk_space *s, uint64_t bytes, uint64_t now_us, bool busy)
 {

@@ -21,4 +21,16 @@ uint64_t fk_block_checksum(struct fk_key key, const void *data, size_t bytes);
 uint64_t fk_block_checksum_begin(struct fk_key key);
 static inline uint64_t fk_block_checksum_end(uint64_t sum) { return sum ? sum : 1; }
 
+/*
+ * The same in parts: a CRC is linear. The residue of bytes is what they add to it (the CRC's register, begun at
+ * zero); that of A and B side by side is times(residue(A), power(bytes of B)) ^ residue(B).
+ */
+#define FK_CRC_TABLES 8
+void fk_crc_tables(uint64_t tables[FK_CRC_TABLES][256]);    /* for eight bytes at a time */
+uint64_t fk_crc_residue(const void *data, size_t bytes);
+uint64_t fk_crc_power(uint64_t bytes);
+uint64_t fk_crc_times(uint64_t a, uint64_t b);
+/* fk_block_checksum of a block with that residue, whose bytes have that power. */
+uint64_t fk_block_checksum_of(struct fk_key key, uint64_t residue, uint64_t power);
+
 #endif

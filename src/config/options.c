@@ -291,7 +291,8 @@ const struct fk_option fk_options[] = {
 #define CATEGORY .category = FK_OPT_TRANSFER
 { "enable_gds", CATEGORY, BOOL(enable_gds, "0"), BASIC,
   .help = "1: workers try at start whether GPU direct storage (cuFile) works with the directories of "
-          "the SSD tier, and log the answer. Blocks are still read through the CPU tier" },
+          "the SSD tier, and log the answer. Where it does, blocks that only the SSD has are read straight "
+          "into GPU memory" },
 { "enable_nixl", CATEGORY, PLANNED, BOOL(enable_nixl, "0"), BASIC,
   .help = "GPU direct storage through NIXL" },
 { "nixl_backend_plugin", CATEGORY, PLANNED, STRING(nixl_backend_plugin, ""),

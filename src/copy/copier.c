@@ -5,11 +5,13 @@
 
 #include "base/util.h"
 #include "copy/cuda/cuda.h"
+#include "copy/host_files.h"
 #include "copy/team.h"
 
 struct host_copier {
     struct fk_copier base;
     struct fk_team *team;
+    struct fk_host_files files;
 };
 
 static int host_attach(struct fk_copier *c, const struct fk_copy_pool *pool)
@@ -20,7 +22,19 @@ static int host_attach(struct fk_copier *c, const struct fk_copy_pool *pool)
 
 static void host_detach(struct fk_copier *c)
 {
+    fk_host_files_close(&((struct host_copier *)c)->files);
     c->pool.base = NULL;
+}
+
+static int host_open_files(struct fk_copier *c, const int *fds, uint32_t n, char *why, size_t why_bytes)
+{
+    return fk_host_files_open(&((struct host_copier *)c)->files, fds, n, why, why_bytes);
+}
+
+static uint32_t host_read_files(struct fk_copier *c, const struct fk_copy_place *places, uint32_t n,
+                                uint64_t *residues, _Atomic bool *cancelled, int *status)
+{
+    return fk_host_files_read(&((struct host_copier *)c)->files, c, places, n, residues, cancelled, status);
 }
 
 /* Block by block, also in layers: all of them are there when the last block is. */
@@ -52,6 +66,7 @@ static void host_destroy(struct fk_copier *base)
 
 static const struct fk_copier_ops host_ops = {
     .name = "host", .lanes = 1, .attach = host_attach, .detach = host_detach, .copy = host_copy,
+    .try_direct = fk_host_try_direct, .open_files = host_open_files, .read_files = host_read_files,
     .destroy = host_destroy,
 };
 
@@ -67,14 +82,6 @@ static int host_create(const flexkv_region *regions, uint32_t n_regions, unsigne
     c->base = (struct fk_copier){ .ops = &host_ops, .regions = regions, .n_regions = n_regions };
     *out = &c->base;
     return 0;
-}
-
-int fk_copier_try_direct(struct fk_copier *c, const int *fds, uint32_t n, char *why, size_t why_bytes)
-{
-    if (c->ops->try_direct)
-        return c->ops->try_direct(c, fds, n, why, why_bytes);
-    snprintf(why, why_bytes, "the engine's pages are not in a GPU's memory");
-    return -ENOTSUP;
 }
 
 int fk_copier_create(const flexkv_region *regions, uint32_t n_regions, unsigned threads,

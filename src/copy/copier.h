@@ -45,6 +45,9 @@ struct fk_copy_progress {
     uint32_t n_layers;
 };
 
+/* A slice in a file, and the page it is to go to. */
+struct fk_copy_place { uint64_t offset; uint32_t file, page; };
+
 struct fk_copier_ops {
     const char *name;
     unsigned lanes;                 /* 2: may copy in both directions at once, each in one thread */
@@ -53,8 +56,11 @@ struct fk_copier_ops {
     uint32_t (*copy)(struct fk_copier *c, const struct fk_copy_blocks *blocks,
                      const struct fk_copy_progress *progress, _Atomic bool *cancelled, int *status);
     int (*wait_event)(struct fk_copier *c, void *event, void *stream);
-    /* Optional; see cuda/direct.h. */
+    /* See cuda/direct.h. Files stay open until the copier is detached. */
     int (*try_direct)(struct fk_copier *c, const int *fds, uint32_t n, char *why, size_t why_bytes);
+    int (*open_files)(struct fk_copier *c, const int *fds, uint32_t n, char *why, size_t why_bytes);
+    uint32_t (*read_files)(struct fk_copier *c, const struct fk_copy_place *places, uint32_t n,
+                           uint64_t *residues, _Atomic bool *cancelled, int *status);
     void (*destroy)(struct fk_copier *c);
 };
 
@@ -101,7 +107,30 @@ static inline uint32_t fk_copier_copy(struct fk_copier *c, const struct fk_copy_
 }
 
 /* May files (one in each directory) be read straight into the regions' memory? 0, or -errno and why. */
-int fk_copier_try_direct(struct fk_copier *c, const int *fds, uint32_t n, char *why, size_t why_bytes);
+static inline int fk_copier_try_direct(struct fk_copier *c, const int *fds, uint32_t n, char *why,
+                                       size_t why_bytes)
+{
+    return c->ops->try_direct(c, fds, n, why, why_bytes);
+}
+
+/* Attached. The files that will be read (one for each directory); 0, or -errno and why. */
+static inline int fk_copier_open_files(struct fk_copier *c, const int *fds, uint32_t n, char *why,
+                                       size_t why_bytes)
+{
+    return c->ops->open_files(c, fds, n, why, why_bytes);
+}
+
+/*
+ * Reads slices from the files into pages, past the pool. As fk_copier_copy; residues: of the bytes of each
+ * (base/checksum.h): whether they are the right ones is for the caller to find out. May be called beside
+ * fk_copier_copy, by one thread.
+ */
+static inline uint32_t fk_copier_read_files(struct fk_copier *c, const struct fk_copy_place *places,
+                                            uint32_t n, uint64_t *residues, _Atomic bool *cancelled,
+                                            int *status)
+{
+    return c->ops->read_files(c, places, n, residues, cancelled, status);
+}
 
 /* Makes the stream of the engine's wait for an event of a progress; 0 or -errno. */
 static inline int fk_copier_wait_event(struct fk_copier *c, void *event, void *stream)

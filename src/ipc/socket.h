@@ -20,7 +20,7 @@
 #include <sys/types.h>
 #include <sys/uio.h>
 
-#define FK_MSG_FDS 36               /* a welcome: 4, and one for each SSD directory */
+#define FK_MSG_FDS 68               /* a welcome: 4, and two for each SSD directory */
 #define FK_MSG_MAX (256u << 20)         /* nothing larger is believed */
 
 struct fk_listener {

@@ -19,7 +19,7 @@
 #include "flexkv/flexkv.h"
 
 #define FK_WIRE_MAGIC 0x464b5631u       /* "FKV1" */
-#define FK_WIRE_VERSION 5u              /* raised with every change here */
+#define FK_WIRE_VERSION 6u              /* raised with every change here */
 #define FK_WIRE_NAME 64
 #define FK_WIRE_INSTANCE 128
 #define FK_WIRE_TEXT 480
@@ -57,6 +57,9 @@ struct fk_wire_welcome {
     uint32_t ctas[2], copy_engine[2];   /* from, to the engine */
     uint32_t poll_layers;
     uint32_t direct;                    /* enable_gds: 1 + how many files to try it with are passed too */
+    /* then the SSD tier's data files, one for each of its directories, and where slots lie in them: */
+    uint64_t ssd_slot_bytes;
+    uint32_t ssd_slots, ssd_stripe_slots, ssd_dirs, reserved2;
 };
 struct fk_wire_welcome_client {
     uint32_t version, pid;
@@ -66,14 +69,16 @@ struct fk_wire_welcome_client {
 /* ---- an agent's shared memory: cancel flags, commands, reports ---- */
 #define FK_AGENT_JOBS 256               /* under way at a time */
 
-enum fk_ring_record { FK_RING_JOB = 1, FK_RING_REPORT };
+/* DIRECT, from an agent: a uint64_t, 1: it can read SSD slots by itself. */
+enum fk_ring_record { FK_RING_JOB = 1, FK_RING_REPORT, FK_RING_DIRECT };
 
 struct fk_ring_job {
     uint64_t tag;                       /* the operation's */
     uint32_t job, n, to_engine, layerwise;
-    uint32_t counter, reserved;         /* counter: 1 + the one that is told of layers; 0: none */
-    /* n slots, n pages */
+    uint32_t counter, from_ssd;         /* counter: 1 + the one that is told of layers; 0: none */
+    /* n slots (from_ssd: of the SSD tier), n pages */
 };
+/* Of a job from SSD followed by n residues (base/checksum.h) of what this worker has read. */
 struct fk_ring_report { uint32_t job, ok; int32_t status; uint32_t us; };
 
 /* ---- client requests ---- */

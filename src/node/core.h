@@ -129,6 +129,9 @@ int fk_core_prefetch(struct fk_core *core, uint32_t instance, const struct fk_ke
                      const struct fk_core_op_args *args, uint64_t now_us, uint64_t *op);
 int fk_core_cancel(struct fk_core *core, uint64_t op, uint64_t now_us);
 void fk_core_reset(struct fk_core *core, uint64_t now_us);
+/* Its workers can read SSD slots by themselves, past the cpu tier: what only the SSD has of a get is then
+ * copied from there, but for gets in layers; and prefetches leave it there, unless the instance gets in layers. */
+void fk_core_instance_direct(struct fk_core *core, uint32_t instance, bool direct);
 /* A worker's memory goes: jobs of the instance are cancelled, its operations fail. */
 void fk_core_fail_ops(struct fk_core *core, uint32_t instance, int status, uint64_t now_us);
 
@@ -141,13 +144,19 @@ struct fk_job {
     uint32_t counter;
     uint32_t n;
     const uint32_t *slots, *pages;  /* valid and unchanging until the last worker's job_done */
+    bool from_ssd;                  /* slots are those of the SSD tier */
+    const struct fk_key *keys;      /* from_ssd: of each block */
+    uint64_t *residues;             /* from_ssd: room for the shell: n of each worker */
     _Atomic bool cancelled;         /* the agent looks between blocks and stops early */
     struct fk_job *next[];          /* private to the core: queue link of each worker */
 };
 /* Takes the next job for the worker; NULL: none. */
 struct fk_job *fk_core_take_job(struct fk_core *core, uint32_t instance, uint32_t worker);
+/* How many workers have not finished with the job. */
+uint32_t fk_core_job_left(const struct fk_job *job);
 /* The worker has finished with the job: the first ok blocks are done, the others failed with
- * status (-errno; ignored if ok == n). After this call the worker touches nothing of the job. */
+ * status (-errno; ignored if ok == n). After this call the worker touches nothing of the job.
+ * Blocks that were not read from SSD are had through the cpu tier. */
 void fk_core_job_done(struct fk_core *core, struct fk_job *job, uint32_t ok, int status,
                       uint64_t now_us);
 

@@ -8,6 +8,7 @@
  *
  *   get:  IDLE -> (cpu ready) JOB -> DONE
  *              -> (not in cpu) WAIT -> READY -> JOB -> DONE          any state -> FAIL
+ *              -> (on SSD, direct) JOB -> DONE, or IDLE again and then by the way above
  *   put:  JOB -> DONE            prefetch: IDLE -> WAIT -> DONE
  *
  * Every op block that names an entry holds one pin on it: in IDLE, WAIT, READY, JOB; and in DONE
@@ -42,6 +43,7 @@ struct op {
     bool reported;                  /* its completion has been posted */
     bool starved;                   /* waits for a free cpu slot */
     bool layerwise, told;           /* one job, of all its blocks; it has been made */
+    bool direct;                    /* workers read from SSD what is only there; a prefetch leaves it */
     uint32_t counter;
     bool touched;                   /* scratch mark of a batch of SSD completions */
     int status;                     /* why it is ending early, 0: it isn't */
@@ -50,6 +52,7 @@ struct op {
     uint32_t limit;                 /* blocks from here on are not worth starting */
     uint32_t next;                  /* first block not started */
     uint32_t n_wait, n_ready;       /* blocks in these states */
+    uint32_t n_direct;              /* blocks in jobs from SSD */
     uint64_t deadline_us, grace_us;
     uint64_t tag;
     struct op_block *blocks;
@@ -82,6 +85,8 @@ struct job {
     int status;
     uint32_t cap;
     uint32_t *blocks, *slots, *pages;
+    uint32_t keys_cap;
+    struct fk_key *keys;            /* and the residues behind them; from SSD only */
     struct fk_job pub;              /* last: ends in an array */
 };
 
@@ -89,6 +94,8 @@ struct job_queue { struct fk_job *head, *tail; };
 
 struct core_instance {
     uint32_t space, workers;
+    bool direct;                    /* see fk_core_instance_direct */
+    bool layered;                   /* it gets in layers: then prefetches bring to cpu what is on SSD */
     uint32_t jobs_out;
     struct job_queue *queue;        /* per worker; NULL: the number is free */
     struct job *free_jobs;
@@ -182,6 +189,8 @@ struct job *core_job_new(struct fk_core *core, struct op *op, uint32_t n);
 void core_job_unused(struct fk_core *core, struct job *j, const struct op *op);
 void core_job_add(struct fk_core *core, struct job *j, struct op *op, uint32_t block);
 void core_job_start(struct fk_core *core, struct job *j, struct op *op);
+/* Jobs of blocks that the workers are to read from SSD themselves. */
+void core_direct_start(struct fk_core *core, struct op *op, const uint32_t *blocks, uint32_t n);
 void core_jobs_fini(struct core_instance *in);
 
 /* fill.c */

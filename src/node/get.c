@@ -41,6 +41,8 @@ int fk_core_get(struct fk_core *core, uint64_t lease, uint32_t first, uint32_t n
         return -ENOMEM;
     op->layerwise = args->layerwise;
     op->counter = args->counter;
+    op->direct = core->instances.data[op->instance].direct && !op->layerwise;
+    core->instances.data[op->instance].layered |= op->layerwise;
     uint32_t tick = core_tick_now(core, now_us);
     fk_index_used(&core->ix, l->entries, l->n, tick);
     for (uint32_t i = 0; i < l->n; i++)
@@ -67,6 +69,7 @@ int fk_core_prefetch(struct fk_core *core, uint32_t instance, const struct fk_ke
     }
     uint32_t tick = core_tick_now(core, now_us);
     core->stats.prefetches++;
+    op->direct = core->instances.data[instance].direct && !core->instances.data[instance].layered;
     if (l) {
         /* Not a use, but they will be used soon. Pinned blocks are in no heap. */
         for (uint32_t i = 0; i < l->n; i++)

@@ -28,6 +28,11 @@ int fk_core_instance_add(struct fk_core *core, uint32_t space, uint32_t workers,
     return 0;
 }
 
+void fk_core_instance_direct(struct fk_core *core, uint32_t instance, bool direct)
+{
+    core->instances.data[instance].direct = direct;
+}
+
 bool fk_core_instance_idle(const struct fk_core *core, uint32_t instance)
 {
     return core->instances.data[instance].jobs_out == 0;

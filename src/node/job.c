@@ -2,6 +2,7 @@
 #include "base/plant.h"
 #include "node/core_impl.h"
 
+#define DIRECT_BLOCKS 32u       /* of a job from SSD: while it is read the next one waits with the worker */
 #define job_of(p) ((struct job *)(void *)((char *)(p) - offsetof(struct job, pub)))
 
 static int job_reserve(struct job *j, uint32_t n)
@@ -51,6 +52,7 @@ struct job *core_job_new(struct fk_core *core, struct op *op, uint32_t n)
     j->pub.layerwise = op->layerwise;
     j->pub.counter = op->counter;
     j->pub.n = 0;
+    j->pub.from_ssd = false;
     j->pub.slots = j->slots;
     j->pub.pages = j->pages;
     atomic_store_explicit(&j->pub.cancelled, false, memory_order_relaxed);
@@ -86,6 +88,56 @@ void core_job_start(struct fk_core *core, struct job *j, struct op *op)
         q->tail = &j->pub;
         core->n_jobs_queued++;
     }
+}
+
+static int reserve_keys(struct job *j, uint32_t n, uint32_t workers)
+{
+    if (n <= j->keys_cap)
+        return 0;
+    struct fk_key *p = realloc(j->keys, n * sizeof(*p) + (size_t)n * workers * sizeof(*j->pub.residues));
+    if (!p)
+        return -ENOMEM;
+    j->keys = p;
+    j->keys_cap = n;
+    return 0;
+}
+
+static void direct_job(struct fk_core *core, struct op *op, const uint32_t *blocks, uint32_t n)
+{
+    struct core_instance *in = &core->instances.data[op->instance];
+    struct job *j = core_job_new(core, op, n);
+
+    if (j && reserve_keys(j, n, in->workers)) {
+        core_job_unused(core, j, op);
+        j = NULL;
+    }
+    if (!j) {
+        for (uint32_t i = 0; i < n; i++)
+            core_op_block_fail(core, op, blocks[i], -ENOMEM);
+        return;
+    }
+    j->pub.from_ssd = true;
+    j->pub.keys = j->keys;
+    j->pub.residues = (uint64_t *)(void *)(j->keys + n);
+    for (uint32_t i = 0; i < n; i++) {
+        const struct fk_entry *e = &core->ix.entries[op->blocks[blocks[i]].entry];
+        core_job_add(core, j, op, blocks[i]);
+        j->slots[i] = e->slot[FK_TIER_SSD];
+        j->keys[i] = e->key;
+    }
+    op->n_direct += n;
+    core_job_start(core, j, op);
+}
+
+void core_direct_start(struct fk_core *core, struct op *op, const uint32_t *blocks, uint32_t n)
+{
+    for (uint32_t at = 0; at < n; at += DIRECT_BLOCKS)
+        direct_job(core, op, blocks + at, fk_min(DIRECT_BLOCKS, n - at));
+}
+
+uint32_t fk_core_job_left(const struct fk_job *job)
+{
+    return ((const struct job *)(const void *)((const char *)job - offsetof(struct job, pub)))->workers_left;
 }
 
 struct fk_job *fk_core_take_job(struct fk_core *core, uint32_t instance, uint32_t worker)
@@ -162,6 +214,24 @@ static void finish_get(struct fk_core *core, struct op *op, struct job *j)
         core_op_block_fail(core, op, j->blocks[i], j->status);
 }
 
+/* What the workers could not read, or read wrong bytes of, goes through the cpu tier: if it is the SSD's
+ * fault that will be seen there. */
+static void finish_direct(struct fk_core *core, struct op *op, struct job *j)
+{
+    op->n_direct -= j->pub.n;
+    for (uint32_t i = 0; i < j->ok; i++)
+        core_op_block_done(core, op, j->blocks[i]);
+    for (uint32_t i = j->ok; i < j->pub.n; i++) {
+        if (op->status) {
+            core_op_block_fail(core, op, j->blocks[i], j->status);
+            continue;
+        }
+        op->blocks[j->blocks[i]].state = BLK_IDLE;
+        op->next = fk_min(op->next, j->blocks[i]);
+        op->direct = false;
+    }
+}
+
 static void job_unlink(struct op *op, struct job *j)
 {
     struct job **at = &op->jobs;
@@ -190,6 +260,8 @@ void fk_core_job_done(struct fk_core *core, struct fk_job *job, uint32_t ok, int
     /* What was copied after the operation ended early is not reported as done. */
     if (op->kind == FLEXKV_OP_PUT)
         finish_put(core, op, j);
+    else if (j->pub.from_ssd)
+        finish_direct(core, op, j);
     else
         finish_get(core, op, j);
     core_job_unused(core, j, op);
@@ -204,6 +276,7 @@ void core_jobs_fini(struct core_instance *in)
         struct job *j = in->free_jobs;
         in->free_jobs = j->next_free;
         free(j->blocks);
+        free(j->keys);
         free(j);
     }
     free(in->queue);

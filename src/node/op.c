@@ -145,9 +145,27 @@ static void finish(struct fk_core *core, struct op *op)
 
 /* ---- going on ---- */
 
+/* Blocks that are not in the cpu tier. */
+struct starting {
+    uint32_t reads[CORE_READ_WINDOW_MAX], n_reads;      /* to be brought there */
+    uint32_t direct[CORE_READ_WINDOW_MAX], n_direct;    /* for the workers to read */
+};
+
+/* It is on SSD only, and workers read that themselves. false: enough of it is under way. */
+static bool start_direct(struct fk_core *core, struct op *op, uint32_t i, struct starting *s)
+{
+    if (op->kind == FLEXKV_OP_PREFETCH) {
+        core_op_block_done(core, op, i);
+        return true;
+    }
+    if (op->n_direct + s->n_direct >= core->params.read_window_blocks)
+        return false;
+    s->direct[s->n_direct++] = i;
+    return true;
+}
+
 /* What can be done for an IDLE block of a get or prefetch. false: stop here for now. */
-static bool start_block(struct fk_core *core, struct op *op, uint32_t i, uint32_t *reads,
-                        uint32_t *n_reads)
+static bool start_block(struct fk_core *core, struct op *op, uint32_t i, struct starting *s)
 {
     struct fk_entry *e = &core->ix.entries[op->blocks[i].entry];
     enum fk_residency cpu = fk_entry_in(e, FK_TIER_CPU);
@@ -155,7 +173,7 @@ static bool start_block(struct fk_core *core, struct op *op, uint32_t i, uint32_
     if (cpu == FK_READY) {
         if (op->kind == FLEXKV_OP_PREFETCH) {
             core_op_block_done(core, op, i);
-            if (*n_reads)       /* behind a gap: it may have to make room for what fills the gap */
+            if (s->n_reads)     /* behind a gap: it may have to make room for what fills the gap */
                 block_let_go(core, &op->blocks[i]);
         } else {
             op->blocks[i].state = BLK_READY;
@@ -163,10 +181,12 @@ static bool start_block(struct fk_core *core, struct op *op, uint32_t i, uint32_
         }
     } else if (cpu == FK_FILLING && e->pos[FK_TIER_CPU] != FK_NONE) {
         core_fill_join(core, op, i);
+    } else if (cpu == FK_ABSENT && op->direct && fk_entry_on_ssd(&core->ix, e)) {
+        return start_direct(core, op, i, s);
     } else if (cpu == FK_ABSENT && (fk_entry_on_ssd(&core->ix, e) || core->spaces[op->space].elsewhere)) {
-        if (op->n_wait + *n_reads >= core->params.read_window_blocks)
+        if (op->n_wait + s->n_reads >= core->params.read_window_blocks)
             return false;
-        reads[(*n_reads)++] = i;
+        s->reads[s->n_reads++] = i;
     } else {
         core_op_block_fail(core, op, i, -ENOENT);
         return false;
@@ -182,16 +202,19 @@ static void set_starved(struct fk_core *core, struct op *op, bool starved)
 
 static void start_blocks(struct fk_core *core, struct op *op)
 {
-    uint32_t reads[CORE_READ_WINDOW_MAX], n_reads = 0;
+    struct starting s;
 
+    s.n_reads = s.n_direct = 0;
     set_starved(core, op, false);
     for (; op->next < op->limit; op->next++)
         if (op->blocks[op->next].state == BLK_IDLE &&
-            !start_block(core, op, op->next, reads, &n_reads))
+            !start_block(core, op, op->next, &s))
             break;
-    uint32_t started = n_reads ? core_fill_start(core, op, reads, n_reads) : 0;
-    if (started < n_reads) {
-        op->next = reads[started];
+    if (s.n_direct)
+        core_direct_start(core, op, s.direct, s.n_direct);
+    uint32_t started = s.n_reads ? core_fill_start(core, op, s.reads, s.n_reads) : 0;
+    if (started < s.n_reads) {
+        op->next = s.reads[started];
         set_starved(core, op, true);
     }
 }

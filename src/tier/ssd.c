@@ -547,6 +547,21 @@ const uint8_t *fk_ssd_uuid(const struct fk_ssd *ssd)
     return ssd->uuid;
 }
 
+uint64_t fk_ssd_checksum(const struct fk_ssd *ssd, uint32_t slot)
+{
+    return slot < ssd->geometry.n_slots ? atomic_load_explicit(&ssd->checksums[slot], memory_order_relaxed) : 0;
+}
+
+const struct ssd_geometry *fk_ssd_geometry(const struct fk_ssd *ssd)
+{
+    return &ssd->geometry;
+}
+
+const char *fk_ssd_data_path(const struct fk_ssd *ssd, uint32_t dir)
+{
+    return ssd->dirs[dir].data_path;
+}
+
 void fk_ssd_get_stats(const struct fk_ssd *ssd, struct fk_ssd_stats *out)
 {
     *out = ssd->stats;

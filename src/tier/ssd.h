@@ -117,6 +117,13 @@ uint32_t fk_ssd_stripe_slots(const struct fk_ssd *ssd);
 /* 16 bytes; a store that is made anew has another one. */
 const uint8_t *fk_ssd_uuid(const struct fk_ssd *ssd);
 
+/* For those who read slots by themselves; any thread. What the block in the slot sums up to (fk_block_checksum);
+ * 0: there is none. Where slots lie; the data file of a directory. */
+uint64_t fk_ssd_checksum(const struct fk_ssd *ssd, uint32_t slot);
+struct ssd_geometry;
+const struct ssd_geometry *fk_ssd_geometry(const struct fk_ssd *ssd);
+const char *fk_ssd_data_path(const struct fk_ssd *ssd, uint32_t dir);
+
 /* reads, writes, table_writes count I/Os (after merging); bytes those of sound blocks. */
 struct fk_ssd_stats {
     uint64_t read_bytes, write_bytes, reads, writes, table_writes;

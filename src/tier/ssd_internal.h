@@ -6,6 +6,8 @@
 #ifndef FK_TIER_SSD_INTERNAL_H
 #define FK_TIER_SSD_INTERNAL_H
 
+#include <stdatomic.h>
+
 #include "base/util.h"
 #include "tier/ssd.h"
 #include "tier/ssd_format.h"
@@ -101,7 +103,7 @@ struct fk_ssd {
     uint64_t device_retry_us;
     uint64_t now_us;                    /* last told */
     uint64_t seq, order;
-    uint64_t *checksums;                /* by slot; 0: holds nothing that could be read */
+    _Atomic uint64_t *checksums;        /* by slot; 0: holds nothing that could be read. Others read them too */
     struct ssd_dir dirs[FK_SSD_MAX_DIRS];
     struct ssd_pool requests, ios;
     struct ssd_request *done, **done_tail;

@@ -12,10 +12,14 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/checksum.h"
 #include "base/util.h"
 #include "copy/cuda/cuda.h"
 
-enum fake_kind { FAKE_COPY, FAKE_KERNEL, FAKE_RECORD, FAKE_WAIT, FAKE_CALL };
+enum fake_kind { FAKE_COPY, FAKE_KERNEL, FAKE_RESIDUE, FAKE_RECORD, FAKE_WAIT, FAKE_CALL };
+
+/* struct residue_job of kernels.cu */
+struct fake_residue { cu_ptr data; uint64_t bytes; cu_ptr tables, powers, residue; };
 
 struct cu_event_s { uint64_t asked, done; };
 
@@ -25,6 +29,7 @@ struct fake_op {
     cu_ptr to, from;
     size_t bytes;
     struct fk_cuda_job job;
+    struct fake_residue residue;
     bool ring;                          /* which form of the kernel */
     cu_event event;
     uint64_t number;
@@ -73,6 +78,29 @@ static inline void fake_kernel(const struct fk_cuda_job *j, bool ring)
     }
 }
 
+/* As the kernel: pieces, counted from the end, each with its power; so that wrong tables or powers show. */
+static inline void fake_residue(const struct fake_residue *j)
+{
+    const uint64_t (*t)[256] = fake_memory(j->tables), *powers = fake_memory(j->powers);
+    const unsigned char *data = fake_memory(j->data);
+    uint64_t pieces = fk_div_up(j->bytes, 1024), at = 0;
+
+    for (uint64_t p = 0; p < pieces; p++) {
+        uint64_t end = j->bytes - (pieces - 1 - p) * 1024, r = 0;
+        for (; at + 8 <= end; at += 8) {
+            uint64_t v, sum = 0;
+            memcpy(&v, data + at, 8);
+            v ^= r;
+            for (int k = 0; k < 8; k++)
+                sum ^= t[7 - k][v >> 8 * k & 255];
+            r = sum;
+        }
+        for (; at < end; at++)
+            r = t[0][(r ^ data[at]) & 255] ^ r >> 8;
+        *(uint64_t *)fake_memory(j->residue) ^= fk_crc_times(r, powers[pieces - 1 - p]);
+    }
+}
+
 /* With the lock: the head of the stream, if it needn't wait. */
 static inline bool fake_step(cu_stream s)
 {
@@ -84,6 +112,8 @@ static inline bool fake_step(cu_stream s)
         memcpy(fake_memory(op->to), fake_memory(op->from), op->bytes);
     else if (op->kind == FAKE_KERNEL)
         fake_kernel(&op->job, op->ring);
+    else if (op->kind == FAKE_RESIDUE)
+        fake_residue(&op->residue);
     else if (op->kind == FAKE_RECORD)
         op->event->done = op->number;
     else if (op->kind == FAKE_CALL)
@@ -140,7 +170,8 @@ static inline cu_result fake_load(cu_module *m, const void *ptx) { *m = (cu_modu
 static inline cu_result fake_unload(cu_module m) { return CU_OK; }
 static inline cu_result fake_function(cu_function *f, cu_module m, const char *name)
 {
-    static const char *const names[] = { "fk_copy_direct", "fk_copy_ring", "fk_sum_direct", "fk_sum_ring" };
+    static const char *const names[] = { "fk_copy_direct", "fk_copy_ring", "fk_sum_direct", "fk_sum_ring",
+                                         "fk_residue" };
 
     for (uintptr_t i = 0; i < fk_array_size(names); i++) {
         *f = (cu_function)(i + 1);
@@ -152,8 +183,13 @@ static inline cu_result fake_function(cu_function *f, cu_module m, const char *n
 static inline cu_result fake_launch(cu_function f, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by,
                                     unsigned bz, unsigned shared, cu_stream s, void **args, void **extra)
 {
-    struct fk_cuda_job job = *(struct fk_cuda_job *)args[0];
     uintptr_t form = (uintptr_t)f - 1;
+
+    if (form == 4) {
+        LOCKED(fake_put(s, (struct fake_op){ .kind = FAKE_RESIDUE, .residue = *(struct fake_residue *)args[0] }));
+        return CU_OK;
+    }
+    struct fk_cuda_job job = *(struct fk_cuda_job *)args[0];
 
     if (form < 2)
         job.sums = 0;

@@ -2,6 +2,11 @@
  * gpu_agent.c - a node and the agents of one engine, whose pages are in GPU memory: bytes, layers on a
  * stream, revoking, a worker killed in the middle, how soon a large pool is used, and the time from a
  * command to its completion. One GPU for each worker, as many as there are (up to 4).
+ *
+ *   gpu_agent [GIB of a large pool [GPUs [SSD directory]]]
+ *
+ * With a directory: from an SSD tier there too, through the cpu tier and by GPU direct storage; where that is not
+ * (nvidia-fs), FKTEST_GDS_THROUGH_CPU=1 has cuFile do as if.
  */
 #include <errno.h>
 #include <poll.h>
@@ -41,7 +46,7 @@ static void set(flexkv_config *c, const char *key, const char *value)
 }
 
 
-static const char *more[4];             /* options: name, value */
+static const char *more[12];            /* options: name, value */
 
 /* Listening; its space is opened when the agents are on their way. */
 static void open_node(struct gpu_node *g, const char *cpu)
@@ -51,7 +56,7 @@ static void open_node(struct gpu_node *g, const char *cpu)
     check(flexkv_config_create(&c));
     check(flexkv_config_load_env(c));   /* options of copies, say */
     set(c, "cpu_cache_gb", cpu);
-    for (int i = 0; i < 4 && more[i]; i += 2)
+    for (int i = 0; i < 12 && more[i]; i += 2)
         set(c, more[i], more[i + 1]);
     check(flexkv_node_open(c, &g->node));
     flexkv_config_destroy(c);
@@ -393,8 +398,37 @@ static void worker_process(struct gpu_node *g, uint32_t worker, int devices, int
     _exit(0);
 }
 
-/* For n workers: bytes; then one is killed while it loads. */
-static void test_workers(uint32_t n, int devices)
+static flexkv_stats stats_of(struct gpu_node *g)
+{
+    flexkv_stats st = { .struct_bytes = sizeof(st) };
+
+    check(flexkv_node_stats(g->node, &st));
+    return st;
+}
+
+/* The pages under other keys too, until chain 1 is on the SSD only. */
+static void push_out(struct gpu_node *g, uint32_t *pages)
+{
+    for (uint32_t chain = 2; chain < 8; chain++) {
+        for (int i = 0; i < 30000 && stats_of(g).ssd.stored_blocks < (chain - 1) * 100; i++)
+            usleep(1000);
+        MUST(wait_for(g, put(g, chain, 100, pages)).blocks_ok == 100);
+    }
+}
+
+/* How fast the first 100 blocks are loaded, in GB/s; from_ssd: not by way of the cpu tier. */
+static double load(struct gpu_node *g, uint32_t n, uint32_t *to, bool direct)
+{
+    uint64_t before = stats_of(g).ssd.bytes_read, start = fk_clock_us();
+
+    MUST(wait_for(g, get(g, 1, 100, to, 0)).blocks_ok == 100);
+    uint64_t us = fk_clock_us() - start;
+    MUST(!direct || stats_of(g).ssd.bytes_read == before);
+    return (double)n * 100 * REGIONS * PIECE / (double)us / 1e3;
+}
+
+/* For n workers: bytes. dir: from an SSD tier there, gds: by GPU direct storage, or what passes for it. */
+static void test_workers(uint32_t n, int devices, const char *dir, const char *gds)
 {
     struct gpu_node g;
     int fd[8][2];
@@ -402,14 +436,23 @@ static void test_workers(uint32_t n, int devices)
     uint32_t from[100], to[100];
     char byte;
 
-    snprintf(g.address, sizeof(g.address), "ipc://@flexkv-gpu-%d-w%u", (int)getpid(), n);
+    static int number;
+
+    snprintf(g.address, sizeof(g.address), "ipc://@flexkv-gpu-%d-w%u-%d", (int)getpid(), n, number++);
+    char own[200];
+
+    memset(more, 0, sizeof(more));
+    snprintf(own, sizeof(own), "%s/%d", dir ? dir : "", number);
+    if (dir)
+        memcpy(more, (const char *[]){ "ssd_cache_dir", own, "ssd_cache_gb", "4", "enable_gds", gds },
+               6 * sizeof(*more));
     for (uint32_t i = 0; i < n; i++) {
         MUST(socketpair(AF_UNIX, SOCK_STREAM, 0, fd[i]) == 0);
         pid[i] = fork();
         if (pid[i] == 0)
             worker_process(&g, i, devices, fd[i][1]);
     }
-    open_node(&g, "4");
+    open_node(&g, dir ? "1" : "4");
     open_space(&g, n);
     for (uint32_t i = 0; i < n; i++)
         MUST(read(fd[i][0], &byte, 1) == 1);
@@ -418,11 +461,11 @@ static void test_workers(uint32_t n, int devices)
         to[i] = 100 + i;
     }
     MUST(wait_for(&g, put(&g, 1, 100, from)).blocks_ok == 100);
+    if (dir)
+        push_out(&g, from);
     for (uint32_t i = 0; i < n; i++)
         MUST(write(fd[i][0], "w", 1) == 1 && read(fd[i][0], &byte, 1) == 1);
-    uint64_t start = fk_clock_us();
-    MUST(wait_for(&g, get(&g, 1, 100, to, 0)).blocks_ok == 100);
-    double seconds = (double)(fk_clock_us() - start) / 1e6;
+    double rate = load(&g, n, to, dir && *gds == '1');
     for (uint32_t i = 0; i < n; i++) {
         MUST(write(fd[i][0], "c", 1) == 1 && read(fd[i][0], &byte, 1) == 1 && byte == 'k');
         int status;
@@ -431,8 +474,9 @@ static void test_workers(uint32_t n, int devices)
         close(fd[i][1]);
     }
     flexkv_node_close(g.node);
-    printf("%u workers on %d GPUs: ok, %.1f GB/s together\n", n, devices,
-           (double)n * 100 * REGIONS * PIECE / seconds / 1e9);
+    memset(more, 0, sizeof(more));
+    printf("%u workers on %d GPUs%s: ok, %.1f GB/s together\n", n, devices,
+           !dir ? "" : *gds == '1' ? ", from SSD by cuFile" : ", from SSD", rate);
 }
 
 /* Asked in another process: one that has used the driver can't fork workers that do. */
@@ -454,12 +498,17 @@ int main(int argc, char **argv)
 {
     const char *large = argc > 1 ? argv[1] : NULL;
     int devices = argc > 2 ? atoi(argv[2]) : 1;
+    const char *ssd = argc > 3 ? argv[3] : NULL;
     struct one o;
 
     need_device();
     for (uint32_t n = 1; n <= 4; n *= 2)        /* they start before this process has a context */
         if (n == 1 || devices >= (int)n || n == 2)
-            test_workers(n, devices);
+            test_workers(n, devices, NULL, NULL);
+    for (uint32_t n = 1; ssd && n <= 2; n *= 2) {
+        test_workers(n, devices, ssd, "0");
+        test_workers(n, devices, ssd, "1");
+    }
     rig_open_device(0);
     open_one(&o, "4");
     test_bytes(&o, false);

@@ -10,14 +10,18 @@
 #include "copy/cuda/direct.h"
 #include "gpu_rig.h"
 
-static int file_in(const char *dir)
+static int file_in(const char *dir, const char **name)
 {
-    int fd = open(dir, O_TMPFILE | O_RDWR | O_DIRECT | O_CLOEXEC, 0600);
+    static char path[400];
 
+    snprintf(path, sizeof(path), "%s/flexkv-gds-XXXXXX", dir);  /* with a name, as cuFile opens it again */
+    int made = mkstemp(path), fd = open(path, O_RDWR | O_DIRECT | O_CLOEXEC);
     if (fd < 0)
-        fd = open(dir, O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
-    if (fd < 0)
+        fd = open(path, O_RDWR | O_CLOEXEC);
+    if (made < 0 || fd < 0)
         perror(dir);
+    close(made);
+    *name = path;
     return fd;
 }
 
@@ -36,8 +40,8 @@ int main(int argc, char **argv)
     MUST(cu->DevicePrimaryCtxRetain(&p.context, device) == CU_OK);
     p.cu = cu;
     for (int i = 2; i < argc || i == 2; i++) {
-        const char *dir = argc > 2 ? argv[i] : ".";
-        int fd = file_in(dir);
+        const char *dir = argc > 2 ? argv[i] : ".", *name;
+        int fd = file_in(dir, &name);
         if (fd < 0)
             return 1;
         p.fds = &fd;
@@ -47,6 +51,7 @@ int main(int argc, char **argv)
                (unsigned long long)((fk_clock_us() - start) / 1000));
         wrong |= rc && (rc == -ETIMEDOUT || strstr(why, "WRONG"));
         close(fd);
+        unlink(name);
     }
     return wrong;
 }

@@ -25,7 +25,9 @@
 
 #define TPB 4u
 #define PAGES 64u
+#ifndef REGION_BYTES
 #define REGION_BYTES 512u               /* a page of one region */
+#endif
 #define REGIONS 3u
 #define SLICE_BYTES (REGION_BYTES * REGIONS)
 #define CHAIN_MAX 48u

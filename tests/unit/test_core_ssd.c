@@ -145,6 +145,104 @@ static void a_get_reads_through_a_cpu_slot(void **state)
     rig_close(&r);
 }
 
+/* ---- workers that read the SSD themselves ---- */
+
+static void workers_read_what_is_on_ssd_only(void **state)
+{
+    struct rig r;
+
+    rig_open(&r, &through);
+    fk_core_instance_direct(r.core, r.instance, true);
+    store_on_ssd_only(&r, 1, 8, 32);
+    uint64_t op = get(&r, match(&r, 1, 8).lease, 0, 8);
+    assert_false(fk_core_work(r.core).ssd);
+    struct fk_job *job = fk_core_take_job(r.core, r.instance, 0);
+    assert_true(job->from_ssd && job->to_engine);
+    assert_int_equal(job->n, 8);
+    for (uint32_t i = 0; i < 8; i++) {
+        assert_true(fk_key_equal(job->keys[i], key_of(1, i)));
+        assert_true(fk_key_equal(r.ssd[job->slots[i]].key, job->keys[i]));
+        assert_int_equal(job->pages[i], i);
+        job->residues[i] = i;           /* there is room */
+    }
+    assert_int_equal(fk_core_job_left(job), 1);
+    fk_core_job_done(r.core, job, 8, 0, r.now);
+    settle(&r);
+    expect_end(&r, op, 0, 8);
+    assert_int_equal(r.reads, 0);
+    assert_false(where(&r, 1, 0).cpu_ready);
+    prefetch(&r, 1, 8);
+    settle(&r);
+    assert_int_equal(r.reads, 0);
+    rig_close(&r);
+}
+
+/* From the first that they could not read on: by way of the cpu tier, which sees what is wrong with it. */
+static void what_workers_cannot_read_is_read_for_them(void **state)
+{
+    struct rig r;
+
+    rig_open(&r, &through);
+    fk_core_instance_direct(r.core, r.instance, true);
+    store_on_ssd_only(&r, 1, 8, 32);
+    uint64_t op = get(&r, match(&r, 1, 8).lease, 0, 8);
+    fk_core_job_done(r.core, fk_core_take_job(r.core, r.instance, 0), 3, -EBADMSG, r.now);
+    settle(&r);
+    expect_end(&r, op, 0, 8);
+    assert_int_equal(r.reads, 5);
+    assert_false(where(&r, 1, 2).cpu_ready);
+    assert_true(where(&r, 1, 3).cpu_ready);
+    rig_close(&r);
+}
+
+static void a_slot_that_workers_read_is_not_reused(void **state)
+{
+    struct rig r;
+
+    rig_open(&r, &through);
+    fk_core_instance_direct(r.core, r.instance, true);
+    store_on_ssd_only(&r, 1, 8, 32);
+    uint64_t op = get(&r, match(&r, 1, 8).lease, 0, 8);
+    struct fk_job *job = fk_core_take_job(r.core, r.instance, 0);
+    uint32_t slot = job->slots[0];
+    assert_int_equal(fk_core_cancel(r.core, op, r.now), 0);
+    assert_true(atomic_load(&job->cancelled));
+    fk_core_reset(r.core, r.now);
+    for (uint32_t chain = 10; chain < 40; chain++) {
+        put(&r, chain, 8);
+        run_ssd(&r);
+        for (struct fk_job *j; (j = fk_core_take_job(r.core, r.instance, 0)) != NULL;)
+            fk_core_job_done(r.core, j, j->n, 0, r.now);
+        run_ssd(&r);
+        assert_true(fk_key_equal(r.ssd[slot].key, (struct fk_key){ 0 }));   /* as the reset left it */
+    }
+    fk_core_job_done(r.core, job, 8, 0, r.now);
+    settle(&r);
+    assert_int_equal(r.last.blocks_ok == 8, false);
+    rig_close(&r);
+}
+
+static void in_layers_workers_do_not_read(void **state)
+{
+    struct rig r;
+    struct fk_core_op_args args = args_of(NULL, NULL);
+    uint64_t op;
+
+    rig_open(&r, &through);
+    fk_core_instance_direct(r.core, r.instance, true);
+    store_on_ssd_only(&r, 1, 8, 32);
+    args.layerwise = true;
+    assert_int_equal(fk_core_get(r.core, match(&r, 1, 8).lease, 0, 8, &args, r.now, &op), 0);
+    settle(&r);
+    expect_end(&r, op, 0, 8);
+    assert_int_equal(r.reads, 8);
+    store_on_ssd_only(&r, 2, 8, 32);
+    prefetch(&r, 2, 8);
+    settle(&r);
+    assert_int_equal(r.reads, 16);
+    rig_close(&r);
+}
+
 static void no_more_reads_than_the_window(void **state)
 {
     struct rig r;
@@ -476,6 +574,9 @@ static void random_answer(struct random_run *t)
         struct fk_job *j = t->jobs[at];
         t->jobs[at] = t->jobs[--t->n_jobs];
         uint32_t luck = fk_rng_below(&t->rng, 20);
+        for (uint32_t i = 0; j->from_ssd && i < j->n; i++)      /* nobody else has got the slot meanwhile */
+            assert_true(fk_key_equal(t->r->ssd[j->slots[i]].key, j->keys[i]) ||
+                        fk_key_equal(t->r->ssd[j->slots[i]].key, (struct fk_key){ 0 }));
         fk_core_job_done(t->r->core, j, luck ? j->n : fk_rng_below(&t->rng, j->n), -EIO, t->r->now);
     }
 }
@@ -506,6 +607,8 @@ static void random_call(struct random_run *t)
     struct fk_core_op_args args = args_of(NULL, NULL);
     uint64_t op;
 
+    if (fk_rng_below(&t->rng, 50) == 0)
+        fk_core_instance_direct(r->core, r->instance, fk_rng_below(&t->rng, 2));
     switch (fk_rng_below(&t->rng, 12)) {
     case 0: case 1: case 2:
         put(r, chain, n);
@@ -583,6 +686,10 @@ int main(void)
         cmocka_unit_test(a_failed_write_leaves_the_cpu_copy),
         cmocka_unit_test(a_slot_being_written_is_not_reused),
         cmocka_unit_test(a_get_reads_through_a_cpu_slot),
+        cmocka_unit_test(workers_read_what_is_on_ssd_only),
+        cmocka_unit_test(what_workers_cannot_read_is_read_for_them),
+        cmocka_unit_test(a_slot_that_workers_read_is_not_reused),
+        cmocka_unit_test(in_layers_workers_do_not_read),
         cmocka_unit_test(no_more_reads_than_the_window),
         cmocka_unit_test(two_gets_share_one_fill),
         cmocka_unit_test(one_of_two_that_share_a_fill_is_cancelled),

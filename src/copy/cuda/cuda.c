@@ -188,6 +188,7 @@ static void cuda_detach(struct fk_copier *base)
         c->cu->StreamSynchronize(c->lane[i].dma);
         c->cu->StreamSynchronize(c->lane[i].kernel);
     }
+    fk_direct_close(c);
     fk_pin_close(fk_steal(c->pin));
     base->pool.base = NULL;
 }
@@ -208,9 +209,18 @@ static int cuda_try_direct(struct fk_copier *base, const int *fds, uint32_t n, c
     return fk_direct_probe(&p, why, why_bytes);
 }
 
+static int cuda_open_files(struct fk_copier *base, const int *fds, uint32_t n, char *why, size_t why_bytes)
+{
+    struct fk_cuda_copier *c = (struct fk_cuda_copier *)base;
+
+    c->cu->CtxSetCurrent(c->context);
+    return fk_direct_open(c, NULL, fds, n, why, why_bytes);
+}
+
 static const struct fk_copier_ops cuda_ops = {
     .name = "cuda", .lanes = 2, .attach = cuda_attach, .detach = cuda_detach, .copy = fk_cuda_copy,
-    .wait_event = cuda_wait_event, .try_direct = cuda_try_direct, .destroy = cuda_destroy,
+    .wait_event = cuda_wait_event, .try_direct = cuda_try_direct, .open_files = cuda_open_files,
+    .read_files = fk_direct_read, .destroy = cuda_destroy,
 };
 
 static bool device_fits(struct fk_cuda_copier *c, char *why, size_t why_bytes)
@@ -243,6 +253,8 @@ static cu_result open_device(struct fk_cuda_copier *c)
         r = cu->ModuleGetFunction(&c->sum[FK_CUDA_DIRECT], c->module, "fk_sum_direct");
     if (!r)
         r = cu->ModuleGetFunction(&c->sum[FK_CUDA_RING], c->module, "fk_sum_ring");
+    if (!r)
+        r = cu->ModuleGetFunction(&c->residue, c->module, "fk_residue");
     for (int i = 0; !r && i < 2; i++)
         r = lane_open(c, &c->lane[i], i == 1);
     return r ? r : c->cu->MemAlloc(&c->device_tiles, c->n_tiles * sizeof(*c->tiles));

@@ -76,6 +76,8 @@ struct fk_cuda_copier {
     int device;
     cu_context context;
     cu_module module;
+    struct fk_direct *direct;           /* reads the SSD's files; NULL: doesn't */
+    cu_function residue;
     cu_function copy[2], sum[2];        /* [enum fk_cuda_form]: see kernels.cu; sum: take checksums too */
     bool sum_units;                     /* every tile is whole 16-byte units: they can be taken */
     bool dead;                          /* the driver has failed us: nothing goes any more */

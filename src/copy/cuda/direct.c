@@ -1,6 +1,5 @@
 /*
- * direct.c - see direct.h. Names, signatures and numbers as in NVIDIA's "cuFile API Reference Guide";
- * nothing of cuFile is needed to build.
+ * direct.c - the probe of GPU direct storage; see direct.h.
  *
  * What keeps cuFile from bouncing through the CPU unseen, each enough to refuse it:
  *   - its compatibility mode is switched off before its driver opens; where that can't be said (it is
@@ -11,7 +10,6 @@
  */
 #include "copy/cuda/direct.h"
 
-#include <dlfcn.h>
 #include <errno.h>
 #include <pthread.h>
 #include <stdarg.h>
@@ -29,42 +27,6 @@
 #define PIECE_AT 65536                  /* in the file */
 #define ALIGN 4096u
 #define BUFFER_OFFSET 8192              /* in the registered memory: a slot is seldom at its start */
-
-struct cf_error { int err, cu_err; };
-struct cf_descr {
-    int type;
-    union { int fd; void *handle; } handle;
-    const void *fs_ops;
-};
-struct cf_props {
-    struct {
-        unsigned major, minor;
-        size_t poll_bytes, max_direct_bytes;
-        unsigned status, control;
-    } nvfs;
-    unsigned features;
-    unsigned char room[1024];           /* what newer versions may add */
-};
-
-enum {
-    CF_HANDLE_FD = 1,
-    CF_CONTROL_COMPAT = 1 << 1, CF_CONTROL_POSIX = 1 << 2, CF_CONTROL_FALLBACK = 1 << 4,
-    CF_FEATURE_P2P = 1 << 4,
-    CF_PARAM_ALLOW_COMPAT = 1, CF_PARAM_FORCE_COMPAT = 2,
-};
-
-struct cufile {
-    struct cf_error (*DriverOpen)(void);
-    struct cf_error (*DriverGetProperties)(struct cf_props *);
-    struct cf_error (*HandleRegister)(void **, struct cf_descr *);
-    void (*HandleDeregister)(void *);
-    struct cf_error (*BufRegister)(const void *, size_t, int);
-    struct cf_error (*BufDeregister)(const void *);
-    ssize_t (*Read)(void *, void *, size_t, off_t, off_t);
-    ssize_t (*Write)(void *, const void *, size_t, off_t, off_t);
-    struct cf_error (*SetParameterBool)(int, bool);     /* NULL: an older one */
-    struct cf_error (*GetParameterBool)(int, bool *);
-};
 
 struct probe {                          /* the thread's own; freed by whoever is last */
     struct fk_direct_params p;
@@ -89,75 +51,11 @@ static int refuse(struct probe *b, const char *format, ...)
     return -ENOTSUP;
 }
 
-/* ---- the library ---- */
-
-static int load(struct probe *b, struct cufile *cf)
-{
-    static const struct { const char *name; size_t at; bool optional; } symbols[] = {
-        { "cuFileDriverOpen", offsetof(struct cufile, DriverOpen), false },
-        { "cuFileDriverGetProperties", offsetof(struct cufile, DriverGetProperties), false },
-        { "cuFileHandleRegister", offsetof(struct cufile, HandleRegister), false },
-        { "cuFileHandleDeregister", offsetof(struct cufile, HandleDeregister), false },
-        { "cuFileBufRegister", offsetof(struct cufile, BufRegister), false },
-        { "cuFileBufDeregister", offsetof(struct cufile, BufDeregister), false },
-        { "cuFileRead", offsetof(struct cufile, Read), false },
-        { "cuFileWrite", offsetof(struct cufile, Write), false },
-        { "cuFileSetParameterBool", offsetof(struct cufile, SetParameterBool), true },
-        { "cuFileGetParameterBool", offsetof(struct cufile, GetParameterBool), true },
-    };
-    void *library = dlopen(b->library, RTLD_NOW | RTLD_LOCAL);  /* it is never unloaded: it has threads */
-
-    if (!library)
-        return refuse(b, "%s can't be loaded: %s", b->library, dlerror());
-    for (size_t i = 0; i < fk_array_size(symbols); i++) {
-        void *s = dlsym(library, symbols[i].name);
-        if (!s && !symbols[i].optional)
-            return refuse(b, "%s has no %s", b->library, symbols[i].name);
-        memcpy((char *)cf + symbols[i].at, &s, sizeof(s));
-    }
-    return 0;
-}
-
-static int no_fallback(struct probe *b, const struct cufile *cf)
-{
-    struct cf_props props = { 0 };
-    bool forced = false, allowed = true;
-    struct cf_error e = cf->DriverGetProperties(&props);
-
-    if (e.err)
-        return refuse(b, "cuFile does not say what it can do (error %d)", e.err);
-    if (cf->GetParameterBool && !cf->GetParameterBool(CF_PARAM_ALLOW_COMPAT, &allowed).err)
-        props.nvfs.control = (props.nvfs.control & ~(unsigned)CF_CONTROL_COMPAT) |
-                             (allowed ? CF_CONTROL_COMPAT : 0);
-    if (cf->GetParameterBool)
-        (void)cf->GetParameterBool(CF_PARAM_FORCE_COMPAT, &forced);
-    if (forced)
-        return refuse(b, "cuFile is told to copy through the CPU (force_compat_mode in cufile.json)");
-    if (props.nvfs.control & (CF_CONTROL_COMPAT | CF_CONTROL_POSIX | CF_CONTROL_FALLBACK))
-        return refuse(b, "cuFile may copy through the CPU and not say so (compatibility mode): set "
-                      "properties.allow_compat_mode to false in cufile.json");
-    if (!props.nvfs.major && !(props.features & CF_FEATURE_P2P))
-        return refuse(b, "neither the nvidia-fs driver nor PCI peer-to-peer is there: cuFile could only "
-                      "copy through the CPU (compatibility mode)");
-    return 0;
-}
-
-static int open_driver(struct probe *b, const struct cufile *cf)
-{
-    if (cf->SetParameterBool)           /* refused when it is open already */
-        (void)cf->SetParameterBool(CF_PARAM_ALLOW_COMPAT, false);
-    struct cf_error e = cf->DriverOpen();
-    if (e.err)
-        return refuse(b, "cuFile does not start (error %d%s)", e.err,
-                      e.err == 5001 ? ": the nvidia-fs driver is not loaded" : "");
-    return no_fallback(b, cf);
-}
-
 /* ---- the probe of one directory ---- */
 
 struct trial {
     struct probe *b;
-    const struct cufile *cf;
+    const struct fk_cufile *cf;
     const struct fk_cuda *cu;
     int fd;
     void *handle;
@@ -205,7 +103,7 @@ static int file_to_gpu(struct trial *t, uint64_t seed)
         return refuse(t->b, "the GPU can't be read");
     if (memcmp(t->host, t->want, PIECE))
         return refuse(t->b, "WRONG BYTES: what cuFileRead put into GPU memory is not what the file holds");
-    if (before && after >= before + PIECE)
+    if (before && after >= before + PIECE && !fk_cufile_through_cpu())
         return refuse(t->b, "cuFile read with the CPU (compatibility mode), though it was told not to");
     return 0;
 }
@@ -241,7 +139,7 @@ static int try_directory(struct trial *t)
     return rc;
 }
 
-static int try_all(struct probe *b, const struct cufile *cf)
+static int try_all(struct probe *b, const struct fk_cufile *cf)
 {
     struct trial t = { .b = b, .cf = cf, .cu = b->p.cu };
     int rc = 0;
@@ -285,11 +183,12 @@ static void release(struct probe *b)
 static void *probe_main(void *arg)
 {
     struct probe *b = arg;
-    struct cufile cf = { 0 };
-    int rc = b->p.cu->CtxSetCurrent(b->p.context) ? refuse(b, "the GPU can't be used") : load(b, &cf);
+    struct fk_cufile cf = { 0 };
+    int rc = b->p.cu->CtxSetCurrent(b->p.context) ? refuse(b, "the GPU can't be used")
+           : fk_cufile_load(b->library, &cf, b->why, sizeof(b->why));
 
     if (!rc)
-        rc = open_driver(b, &cf);
+        rc = fk_cufile_open(&cf, b->why, sizeof(b->why));
     if (!rc)
         rc = try_all(b, &cf);
     pthread_mutex_lock(&b->lock);
@@ -310,7 +209,7 @@ static struct probe *make_probe(const struct fk_direct_params *p)
         return NULL;
     b->p = *p;
     b->users = 1;
-    snprintf(b->library, sizeof(b->library), "%s", p->library ? p->library : FK_DIRECT_LIBRARY);
+    snprintf(b->library, sizeof(b->library), "%s", p->library ? p->library : FK_CUFILE_LIBRARY);
     pthread_condattr_init(&mono);
     pthread_condattr_setclock(&mono, CLOCK_MONOTONIC);
     pthread_mutex_init(&b->lock, NULL);

@@ -164,3 +164,67 @@ extern "C" __global__ void __maxnreg__(32) fk_sum_ring(const struct job j)
 {
     copy_blocks<RING_SUM_UNROLL, false, true>(j);
 }
+
+/*
+ * What a block's bytes add to its CRC-64 (base/checksum.h), of a slice that was read into a buffer on the device.
+ * Each thread takes a piece, eight bytes at a time; pieces are counted from the end, so that what comes behind a
+ * piece is a whole number of them.
+ */
+#define PIECE 1024u
+#define TABLES 8
+
+struct residue_job {
+    const char *data;
+    uint64_t bytes;
+    const unsigned long long *tables;   /* fk_crc_tables */
+    const unsigned long long *powers;   /* fk_crc_power of 0, 1, 2 .. pieces */
+    unsigned long long *residue;        /* 0 before */
+};
+
+static __device__ __forceinline__ uint64_t times(uint64_t a, uint64_t b)
+{
+    uint64_t product = 0;
+
+#pragma unroll 1
+    for (; a; a <<= 1, b = b >> 1 ^ (b & 1 ? 0xc96c5795d7870f42ull : 0))
+        product ^= a >> 63 ? b : 0;
+    return product;
+}
+
+static __device__ __forceinline__ uint64_t take_word(const uint64_t *t, uint64_t r, uint64_t v)
+{
+    v ^= r;
+    r = 0;
+#pragma unroll
+    for (int k = 0; k < TABLES; k++)
+        r ^= t[(TABLES - 1 - k) * 256 + (v >> 8 * k & 255)];
+    return r;
+}
+
+extern "C" __global__ void __launch_bounds__(128) fk_residue(const struct residue_job j)
+{
+    __shared__ uint64_t t[TABLES * 256];
+    uint64_t piece = (uint64_t)blockIdx.x * blockDim.x + threadIdx.x;
+    uint64_t pieces = (j.bytes + PIECE - 1) / PIECE, r = 0;
+
+    for (uint32_t i = threadIdx.x; i < TABLES * 256; i += blockDim.x)
+        t[i] = j.tables[i];
+    __syncthreads();
+    if (piece < pieces) {
+        uint64_t end = j.bytes - (pieces - 1 - piece) * PIECE, at = end > PIECE ? end - PIECE : 0;
+#pragma unroll 1
+        for (; at < end && at % 8; at++)
+            r = t[(r ^ (uint8_t)j.data[at]) & 255] ^ r >> 8;
+#pragma unroll 1
+        for (; at + 8 <= end; at += 8)
+            r = take_word(t, r, *(const uint64_t *)(j.data + at));
+#pragma unroll 1
+        for (; at < end; at++)
+            r = t[(r ^ (uint8_t)j.data[at]) & 255] ^ r >> 8;
+        r = times(r, j.powers[pieces - 1 - piece]);
+    }
+    for (int o = 16; o; o /= 2)
+        r ^= __shfl_xor_sync(0xffffffffu, r, o);
+    if (threadIdx.x % 32 == 0)
+        atomicXor(j.residue, (unsigned long long)r);
+}
