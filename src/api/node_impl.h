@@ -33,7 +33,7 @@ struct fk_node;
 struct fk_link;
 struct fk_server;
 struct fk_sharing;
-struct fk_remote;
+struct fk_node_store;
 struct fk_peers_stage;
 
 struct fk_space {                   /* one KV geometry and its share of the tiers */
@@ -141,7 +141,7 @@ struct fk_node {
     uint32_t cancels_told;          /* see fk_core_work */
     struct fk_node_events *events;  /* NULL: off */
     struct fk_sharing *sharing;     /* NULL: in no cluster */
-    struct fk_remote *remote;       /* NULL: no shared store */
+    struct fk_node_store *remote;       /* NULL: no shared store */
     bool memory_busy;               /* closed, but a hung store may still use the cpu tier's memory */
 };
 

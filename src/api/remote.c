@@ -33,7 +33,7 @@ bool fk_node_has_remote(const struct fk_settings *set)
 
 static void wake(void *arg)
 {
-    struct fk_remote *r = arg;
+    struct fk_node_store *r = arg;
 
     pthread_mutex_lock(&r->wake_lock);
     r->signalled = true;
@@ -43,7 +43,7 @@ static void wake(void *arg)
 
 void fk_node_remote_wake(struct fk_node *node)
 {
-    struct fk_remote *r = node->remote;
+    struct fk_node_store *r = node->remote;
 
     if (!pthread_equal(pthread_self(), r->thread))
         wake(r);
@@ -58,7 +58,7 @@ static uint32_t run_of_bits(const uint64_t *bits, uint32_t from, uint32_t n)
     return from;
 }
 
-static bool make_bits(struct fk_remote *r, uint32_t n)
+static bool make_bits(struct fk_node_store *r, uint32_t n)
 {
     uint32_t words = (n + 63) / 64;
 
@@ -76,7 +76,7 @@ static bool make_bits(struct fk_remote *r, uint32_t n)
 uint32_t fk_node_reach(struct fk_node *node, const struct fk_instance *in, const struct fk_key *keys, uint32_t n,
                        uint32_t known, uint64_t now)
 {
-    struct fk_remote *r = node->remote;
+    struct fk_node_store *r = node->remote;
     uint32_t reach = known;
 
     if (!r || !fk_store_reads(r->store))
@@ -105,12 +105,12 @@ static void *slot_memory(const struct fk_space *s, uint32_t slot)
     return (char *)fk_pool_base(s->pool) + (uint64_t)slot * s->slot_bytes;
 }
 
-static unsigned char *note_of(const struct fk_remote *r, bool write, uint32_t at)
+static unsigned char *note_of(const struct fk_node_store *r, bool write, uint32_t at)
 {
     return r->notes ? r->notes + ((size_t)at + (write ? REMOTE_FETCHES : 0)) * FK_STORE_NOTE_MAX : NULL;
 }
 
-static int ask(struct fk_remote *r, const struct fk_core_fetch *want, uint64_t now)
+static int ask(struct fk_node_store *r, const struct fk_core_fetch *want, uint64_t now)
 {
     struct fk_space *s = fk_node_space(r->node, want->space);
     uint32_t at = r->free_fetch;
@@ -134,7 +134,7 @@ static int ask(struct fk_remote *r, const struct fk_core_fetch *want, uint64_t n
 bool fk_node_remote_fetch(void *ctx, const struct fk_core_fetch *want)
 {
     struct fk_node *node = ctx;
-    struct fk_remote *r = node->remote;
+    struct fk_node_store *r = node->remote;
 
     if (!r || !fk_core_fetch_wanted(node->core, want->id))
         return false;
@@ -144,7 +144,7 @@ bool fk_node_remote_fetch(void *ctx, const struct fk_core_fetch *want)
 }
 
 /* Without peers: the core's fetches are ours. */
-static bool take_fetches(struct fk_remote *r, uint64_t now)
+static bool take_fetches(struct fk_node_store *r, uint64_t now)
 {
     struct fk_core_fetch want[BATCH];
     struct fk_core_fetch_done failed[BATCH];
@@ -161,7 +161,7 @@ static bool take_fetches(struct fk_remote *r, uint64_t now)
 }
 
 /* What routers call the block, if whoever wrote it knew. Before the block is ready. */
-static void name_block(struct fk_remote *r, const struct remote_fetch *f, const struct fk_store_done *d)
+static void name_block(struct fk_node_store *r, const struct remote_fetch *f, const struct fk_store_done *d)
 {
     struct fk_space *s = fk_node_space(r->node, f->space);
     uint32_t tokens[FK_STORE_NOTE_MAX / 4];
@@ -180,14 +180,14 @@ static void name_block(struct fk_remote *r, const struct remote_fetch *f, const 
     fk_names_set(s->names, f->slot, &note.name, tokens);
 }
 
-static void fetch_free(struct fk_remote *r, uint32_t at)
+static void fetch_free(struct fk_node_store *r, uint32_t at)
 {
     r->fetch[at].next = r->free_fetch;
     r->free_fetch = at;
     r->fetches--;
 }
 
-static void fetch_ended(struct fk_remote *r, const struct fk_store_done *d, uint64_t now)
+static void fetch_ended(struct fk_node_store *r, const struct fk_store_done *d, uint64_t now)
 {
     struct remote_fetch *f = &r->fetch[d->user];
     bool busy = d->flags & FK_STORE_QUARANTINED;
@@ -217,7 +217,7 @@ static bool is_private(const struct fk_node *node, uint32_t group)
     return false;
 }
 
-static void remember(struct fk_remote *r, struct fk_key key, struct fk_key parent, uint32_t space)
+static void remember(struct fk_node_store *r, struct fk_key key, struct fk_key parent, uint32_t space)
 {
     if (r->ring_n == REMOTE_CANDIDATES) {
         r->overflowed++;
@@ -228,7 +228,7 @@ static void remember(struct fk_remote *r, struct fk_key key, struct fk_key paren
 
 void fk_node_remote_tell(struct fk_node *node, const struct fk_core_event *ev, uint32_t n)
 {
-    struct fk_remote *r = node->remote;
+    struct fk_node_store *r = node->remote;
     uint32_t before = r->ring_n;
 
     for (uint32_t i = 0; i < n && !r->on_reuse; i++)
@@ -242,7 +242,7 @@ void fk_node_remote_tell(struct fk_node *node, const struct fk_core_event *ev, u
 void fk_node_remote_used(struct fk_node *node, const struct fk_instance *in, uint32_t group,
                          const struct fk_key *keys, uint32_t n)
 {
-    struct fk_remote *r = node->remote;
+    struct fk_node_store *r = node->remote;
     uint32_t before = r->ring_n;
 
     if (!r->on_reuse || is_private(node, group))
@@ -253,7 +253,7 @@ void fk_node_remote_used(struct fk_node *node, const struct fk_instance *in, uin
         fk_node_remote_wake(node);
 }
 
-static uint32_t write_note(struct fk_remote *r, const struct fk_space *s, uint32_t slot, uint32_t at)
+static uint32_t write_note(struct fk_node_store *r, const struct fk_space *s, uint32_t slot, uint32_t at)
 {
     if (!r->notes || !s->names || !s->names->name[slot].hash)
         return 0;
@@ -263,7 +263,7 @@ static uint32_t write_note(struct fk_remote *r, const struct fk_space *s, uint32
 }
 
 /* False: there is no room for another request. */
-static bool write_one(struct fk_remote *r, const struct remote_candidate *c, uint64_t now)
+static bool write_one(struct fk_node_store *r, const struct remote_candidate *c, uint64_t now)
 {
     struct fk_space *s = fk_node_space(r->node, c->space);
     uint32_t at = r->free_write, slot, loan;
@@ -288,7 +288,7 @@ static bool write_one(struct fk_remote *r, const struct remote_candidate *c, uin
     return true;
 }
 
-static void write_candidates(struct fk_remote *r, uint64_t now)
+static void write_candidates(struct fk_node_store *r, uint64_t now)
 {
     while (r->ring_n && r->writes < r->max_writes && fk_store_writes(r->store)) {
         if (!write_one(r, &r->ring[r->ring_at], now))
@@ -298,7 +298,7 @@ static void write_candidates(struct fk_remote *r, uint64_t now)
     }
 }
 
-static void write_ended(struct fk_remote *r, const struct fk_store_done *d)
+static void write_ended(struct fk_node_store *r, const struct fk_store_done *d)
 {
     uint32_t at = (uint32_t)d->user;
 
@@ -316,7 +316,7 @@ static void write_ended(struct fk_remote *r, const struct fk_store_done *d)
 /* The store's thread, without a lock: are the bytes that it has written still the block's? */
 static bool sure(void *arg, uint64_t user)
 {
-    struct fk_remote *r = arg;
+    struct fk_node_store *r = arg;
 
     pthread_mutex_lock(&r->node->lock);
     bool good = fk_core_loan_good(r->node->core, r->write[(uint32_t)user].loan, FK_TIER_CPU);
@@ -345,7 +345,7 @@ static void tell_rates(struct fk_node *node)
     }
 }
 
-static uint64_t pump(struct fk_remote *r)
+static uint64_t pump(struct fk_node_store *r)
 {
     struct fk_store_done d[BATCH];
     struct fk_node *node = r->node;
@@ -372,7 +372,7 @@ static uint64_t pump(struct fk_remote *r)
 
 static void *remote_main(void *arg)
 {
-    struct fk_remote *r = arg;
+    struct fk_node_store *r = arg;
     bool stop = false;
 
     while (!stop) {
@@ -390,7 +390,7 @@ static void *remote_main(void *arg)
 
 /* ---- opening and closing; without a lock ---- */
 
-static void make_lists(struct fk_remote *r)
+static void make_lists(struct fk_node_store *r)
 {
     for (uint32_t i = 0; i < REMOTE_FETCHES; i++)
         r->fetch[i].next = i + 1 < REMOTE_FETCHES ? i + 1 : FK_NONE;
@@ -398,9 +398,9 @@ static void make_lists(struct fk_remote *r)
         r->write[i].next = i + 1 < REMOTE_WRITES_MAX ? i + 1 : FK_NONE;
 }
 
-static struct fk_remote *remote_new(struct fk_node *node)
+static struct fk_node_store *remote_new(struct fk_node *node)
 {
-    struct fk_remote *r = calloc(1, sizeof(*r));
+    struct fk_node_store *r = calloc(1, sizeof(*r));
     pthread_condattr_t mono;
 
     if (!r)
@@ -421,7 +421,7 @@ static struct fk_remote *remote_new(struct fk_node *node)
     return r;
 }
 
-static void remote_free(struct fk_remote *r)
+static void remote_free(struct fk_node_store *r)
 {
     if (!r->node->memory_busy)          /* else a note may still be written to */
         free(r->notes);
@@ -432,14 +432,14 @@ static void remote_free(struct fk_remote *r)
     free(r);
 }
 
-static void set_remote(struct fk_node *node, struct fk_remote *r)
+static void set_remote(struct fk_node *node, struct fk_node_store *r)
 {
     pthread_mutex_lock(&node->lock);
     node->remote = r;
     pthread_mutex_unlock(&node->lock);
 }
 
-static int open_store(struct fk_remote *r, const struct fk_settings *set)
+static int open_store(struct fk_node_store *r, const struct fk_settings *set)
 {
     struct fk_store_params p = {
         .path = set->remote_cache_dir, .capacity_bytes = set->remote_cache_bytes,
@@ -455,7 +455,7 @@ static int open_store(struct fk_remote *r, const struct fk_settings *set)
 
 int fk_node_remote_start(struct fk_node *node)
 {
-    struct fk_remote *r = remote_new(node);
+    struct fk_node_store *r = remote_new(node);
 
     if (!r)
         return fk_api_fail(-ENOMEM, "out of memory");
@@ -486,14 +486,14 @@ int fk_node_remote_space(struct fk_space *s)
 
 bool fk_node_remote_idle(struct fk_node *node)
 {
-    struct fk_remote *r = node->remote;
+    struct fk_node_store *r = node->remote;
 
     return !r || !fk_store_writes(r->store) || (!r->ring_n && !r->writes);
 }
 
 void fk_node_remote_reset(struct fk_node *node)
 {
-    struct fk_remote *r = node->remote;
+    struct fk_node_store *r = node->remote;
 
     r->ring_n = 0;
     for (struct fk_space *s = node->spaces; s; s = s->next)
@@ -513,7 +513,7 @@ int fk_node_remote_reset_wait(struct fk_node *node)
 /* What is under way to or from the slots is waited for, as long as it may take. */
 void fk_node_remote_stop(struct fk_node *node)
 {
-    struct fk_remote *r = node->remote;
+    struct fk_node_store *r = node->remote;
 
     if (!r)
         return;
@@ -534,7 +534,7 @@ void fk_node_remote_stop(struct fk_node *node)
 
 json_t *fk_node_remote_json(const struct fk_node *node)
 {
-    struct fk_remote *r = node->remote;
+    struct fk_node_store *r = node->remote;
     struct fk_store_stats st;
     json_t *o = json_object();
 

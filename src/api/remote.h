@@ -15,7 +15,7 @@ struct remote_fetch { uint64_t id; uint32_t space, slot, next; };       /* id: t
 
 struct remote_write { uint32_t loan, next; };
 
-struct fk_remote {
+struct fk_node_store {
     struct fk_node *node;
     struct fk_store *store;
     bool on_reuse;                      /* written when used again, not when stored */
