@@ -210,6 +210,7 @@ static inline struct fk_transport_params rig_params(const char *transport, struc
         .fabric = getenv("FLEXKV_TEST_FABRIC"),     /* a provider other than the default, */
         .source = getenv("FLEXKV_TEST_SOURCE"),     /* and the interface that it is to use */
         .mooncake_library = getenv("FLEXKV_TEST_MOONCAKE_LIBRARY"),
+        .timeout_ms = (uint32_t)atoi(getenv("FLEXKV_TEST_TIMEOUT_MS") ?: "0"),      /* of connecting: on slow machines */
         .nixl_library = getenv("FLEXKV_TEST_NIXL"), /* the folder of NIXL's C library */
     };
 }
