@@ -9,7 +9,6 @@ makes an image of it, layers, namespaces, its seccomp profile.
 """
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -126,7 +125,7 @@ def healthy(stage):
             time.sleep(0.2)
         return False
     finally:
-        daemon.send_signal(signal.SIGTERM)      # --kill-child
+        daemon.kill()           # unshare passes no other signal on; --kill-child ends the daemon with it
         daemon.wait(30)
 
 
