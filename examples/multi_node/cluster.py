@@ -24,7 +24,8 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from processes import MARK, Child, Trouble, end_marked, free_ports, stop_children  # noqa: E402
+from processes import (MARK, Child, Trouble, end_marked, end_processes, free_ports, group_members,  # noqa: E402
+                       stop_children)
 
 ROOT = Path(__file__).resolve().parents[2]
 START_SECONDS = 420
@@ -428,6 +429,9 @@ class Cluster:
         daemons = [n.daemon for n in self.all if n.daemon]
         for group in (engines, daemons, [self.redis] if self.redis else []):
             stop_children(group, patience)
+        # vLLM's processes write their title over their environment, and with it our mark: they are found by their group.
+        for child in self.children:
+            end_processes(lambda group=child.process.pid: group_members(group))
         self.children.clear()
         clean_up(self.folder)
 
