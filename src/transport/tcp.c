@@ -16,8 +16,9 @@
 #include "base/checksum.h"
 #include "transport/members.h"
 
-#define PIECE (128u << 10)              /* summed up, then sent or after it was received: half of a second-level cache */
-#define TURN_BYTES (1u << 20)           /* received before others have their turn */
+#define PIECE (1u << 20)                /* summed up, then sent or after it was received: within a processor's caches */
+#define TURN_BYTES (8u << 20)           /* received before others have their turn */
+#define WAKE_BYTES (128u << 10)         /* of a payload, that must be there before the thread is woken up */
 #define HEADS_BYTES 512u                /* read at a time while no payload is expected: it costs a copy */
 
 struct tcp_channel {
@@ -28,6 +29,7 @@ struct tcp_channel {
     uint64_t id;                        /* reader: whose bytes come */
     uint32_t left, at;
     uint64_t got_sum;
+    int low_water;                      /* as last set: bytes that must be there before the thread is woken up */
 };
 
 struct tcp { struct fk_members m; };
@@ -172,6 +174,15 @@ static void got(struct tcp_channel *x, struct fk_op *op, uint32_t n)
         fk_read_summed(&x->c, op, fk_block_checksum_end(x->got_sum));
 }
 
+/* A wake-up for each packet of a large block costs more than the bytes. */
+static void wake_at(struct tcp_channel *x, uint32_t bytes)
+{
+    int low = (int)fk_max(fk_min(bytes, WAKE_BYTES), 1u);
+
+    if (low != x->low_water && setsockopt(x->c.stream.fd, SOL_SOCKET, SO_RCVLOWAT, &low, sizeof(low)) == 0)
+        x->low_water = low;
+}
+
 /* The bytes that follow a DATA frame. 1: all are there; 0: more will come. */
 static int payload(struct fk_channel *c, uint32_t *budget)
 {
@@ -191,11 +202,15 @@ static int payload(struct fk_channel *c, uint32_t *budget)
         if (!*budget)
             return 0;
         ssize_t n = recv(c->stream.fd, (char *)op->r.buffer + x->at, want, 0);
-        if (n <= 0)
+        if (n <= 0) {
+            wake_at(x, x->left);
             return n < 0 && (errno == EAGAIN || errno == EINTR) ? 0 : -ECONNRESET;
+        }
         *budget -= fk_min((uint32_t)n, *budget);
         got(x, op, (uint32_t)n);
     }
+    if (x->low_water > 1)
+        wake_at(x, 1);
     return 1;
 }
 
