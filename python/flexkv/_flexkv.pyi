@@ -98,7 +98,7 @@ class Node:
         meanwhile, and ends the wait if it raises."""
     def reset(self) -> None: ...
     def stats(self) -> dict[str, Any]:
-        """Names as in flexkv_stats; "cpu" and "ssd" are dicts."""
+        """Names as in flexkv_stats; "cpu", "ssd" and "peer" are dicts."""
     def status(self) -> str:
         """JSON, as `flexkv status --json` prints it."""
     def fileno(self) -> int: ...

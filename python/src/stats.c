@@ -49,7 +49,8 @@ PyObject *fkpy_stats_dict(const flexkv_stats *stats)
     PyObject *dict = counters_dict(node_counters, stats);
 
     if (!add(dict, "cpu", counters_dict(tier_counters, &stats->cpu)) ||
-        !add(dict, "ssd", counters_dict(tier_counters, &stats->ssd)))
+        !add(dict, "ssd", counters_dict(tier_counters, &stats->ssd)) ||
+        !add(dict, "peer", counters_dict(tier_counters, &stats->peer)))
         Py_CLEAR(dict);
     return dict;
 }

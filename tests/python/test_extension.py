@@ -171,7 +171,7 @@ def test_bytes_come_back(make_rig, ranks):
 def test_known_prefix_of_a_longer_prompt(rig):
     keys = rig.keys(1, 10)
     rig.put(keys[:6 * KEY_BYTES], list(range(6)))
-    assert rig.namespace.match(keys)[1:] == (6, 6, 0)
+    assert rig.namespace.match(keys)[1:] == (6, 6, 0, 0)
     assert rig.get(keys, list(range(20, 30))) == 6
     rig.put(keys, [50, 51, 52, 53], first=6)
     assert rig.get(keys, list(range(20, 30))) == 10
@@ -534,10 +534,10 @@ def test_blocks_survive_a_restart_on_ssd(make_rig, tmp_path):
 
     second = ssd_rig(make_rig, tmp_path, ranks=2)
     for keys in chains:
-        assert second.namespace.match(keys)[1:] == (6, 0, 6)
+        assert second.namespace.match(keys)[1:] == (6, 0, 6, 0)
     done = second.finish(second.namespace.prefetch(chains[0]))
     assert (done.kind, done.status, done.blocks_ok) == (flexkv.OP_PREFETCH, 0, 6)
-    assert second.namespace.match(chains[0])[1:] == (6, 6, 0)
+    assert second.namespace.match(chains[0])[1:] == (6, 6, 0, 0)
     for keys in chains:
         assert second.get(keys, list(range(20, 26))) == 6
     assert second.node.stats()["ssd"]["bytes_read"] >= 18 * 2 * second.memory.slice_bytes
