@@ -21,6 +21,8 @@
 
 #define LEAVE_US 500000u
 #define SECRET_BYTES_MIN 16u
+#define WHY_NO_METADATA "FlexKV's nodes tell each other their addresses through redis_host; Mooncake's engines reach this " \
+                        "one by P2PHANDSHAKE"
 
 bool fk_node_shares(const struct fk_settings *set)
 {
@@ -235,13 +237,14 @@ static int make_listen(const struct fk_settings *set, char *listen, size_t bytes
             return fk_api_fail(rc, "%s", error);
         snprintf(listen, bytes, "%s", file.listen);
         snprintf(metadata, metadata_bytes, "%s", file.metadata);
+        if (file.redis)
+            fk_info("%s: its Redis is not asked: " WHY_NO_METADATA, set->mooncake_config_path);
     } else if (mooncake) {
         snprintf(listen, bytes, strchr(ip, ':') ? "[%s]:%lld" : "%s:%lld", ip, (long long)set->mooncake_engine_port);
         if (strncmp(set->mooncake_metadata_server, "http://", 7) == 0)
             snprintf(metadata, metadata_bytes, "%s", set->mooncake_metadata_server);
         else if (*set->mooncake_metadata_server)
-            fk_info("mooncake_metadata_server is not asked: FlexKV's nodes tell each other their addresses through "
-                    "redis_host; Mooncake's engines reach this one by P2PHANDSHAKE");
+            fk_info("mooncake_metadata_server is not asked: " WHY_NO_METADATA);
     } else if (*set->mooncake_config_path || *set->mooncake_engine_ip) {
         fk_info("Mooncake's settings are not used, as p2p_transport is %s; with p2p_transport=mooncake they are",
                 set->p2p_transport);

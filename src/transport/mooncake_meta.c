@@ -145,6 +145,11 @@ static int check(struct fk_mooncake_config *c, const char *backend, const char *
         snprintf(c->metadata, sizeof(c->metadata), "%s", server);
         return 0;
     }
+    if (strcasecmp(backend, "redis") == 0 || strncmp(server, "redis://", 8) == 0) {
+        snprintf(c->metadata, sizeof(c->metadata), "P2PHANDSHAKE");
+        c->redis = true;
+        return 0;
+    }
     return fk_transport_fail(error, bytes, -ENOTSUP, "%s: metadata_backend \"%s\", metadata_server \"%s\": FlexKV "
                              "speaks P2PHANDSHAKE and http://IP:PORT/metadata with Mooncake's engines", path, backend,
                              server);

@@ -230,8 +230,12 @@ static void test_config(void **state)
                           "\"P2PHANDSHAKE\"}", &c, e), 0);
     assert_string_equal(c.metadata, "P2PHANDSHAKE");
     assert_int_equal(load("{\"engine_ip\": \"10.0.0.1\", \"metadata_backend\": \"redis\", \"metadata_server\": "
-                          "\"redis://10.0.0.2:6379\"}", &c, e), -ENOTSUP);
-    assert_non_null(strstr(e, "redis"));
+                          "\"redis://10.0.0.2:6379\"}", &c, e), 0);
+    assert_true(c.redis);
+    assert_string_equal(c.metadata, "P2PHANDSHAKE");
+    assert_int_equal(load("{\"engine_ip\": \"10.0.0.1\", \"metadata_backend\": \"etcd\", \"metadata_server\": "
+                          "\"etcd://10.0.0.2:2379\"}", &c, e), -ENOTSUP);
+    assert_non_null(strstr(e, "etcd"));
     assert_int_equal(load("{\"engine_ip\": \"10.0.0.1\", \"protocol\": \"rdma\"}", &c, e), -ENOTSUP);
     assert_int_equal(load("{\"engine_port\": 70000, \"engine_ip\": \"1.2.3.4\"}", &c, e), -EINVAL);
     assert_int_equal(load("{", &c, e), -EINVAL);
