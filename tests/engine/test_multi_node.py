@@ -25,11 +25,12 @@ pytestmark = pytest.mark.skipif(bool(NO_REDIS), reason=str(NO_REDIS))
 
 
 def can_have_networks() -> bool:
-    """Root alone is not enough, as in containers."""
+    """Root alone is not enough, as in containers; ip -n wants a file system of its own at /, which a chroot has not."""
     if os.geteuid() or not shutil.which("ip") or not shutil.which("tc"):
         return False
     name = f"flexkv-try-{os.getpid()}"
-    made = subprocess.run(["ip", "netns", "add", name], capture_output=True).returncode == 0
+    made = all(subprocess.run(words, capture_output=True).returncode == 0 for words in
+               (["ip", "netns", "add", name], ["ip", "-n", name, "link", "set", "lo", "up"]))
     subprocess.run(["ip", "netns", "del", name], capture_output=True)
     return made
 
