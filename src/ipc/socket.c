@@ -3,7 +3,6 @@
 
 #include <fcntl.h>
 #include <poll.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -13,23 +12,12 @@
 #include <xxhash.h>
 
 #include "base/clock.h"
+#include "base/fail.h"
 #include "base/util.h"
 
 #define LISTEN_BACKLOG 64
 #define SOCKET_BUFFER (4 << 20)         /* asked for; the kernel gives what it allows */
 #define READ_CHUNK 65536u
-
-static int fail(char *error, size_t bytes, int rc, const char *fmt, ...)
-    __attribute__((format(printf, 4, 5)));
-static int fail(char *error, size_t bytes, int rc, const char *fmt, ...)
-{
-    va_list ap;
-
-    va_start(ap, fmt);
-    vsnprintf(error, bytes, fmt, ap);
-    va_end(ap);
-    return rc;
-}
 
 /* ---- addresses ---- */
 
@@ -44,15 +32,15 @@ static int parse(const char *text, struct address *a, char *error, size_t bytes)
     const char *name = strncmp(text, "ipc://", 6) == 0 ? text + 6 : *text == '/' ? text : NULL;
 
     if (!name || !*name || (name[0] == '@' && !name[1]))
-        return fail(error, bytes, -EINVAL, "address \"%.200s\": ipc://PATH or ipc://@NAME is expected "
-                    "(server_recv_port)", text);
+        return fk_fail(error, bytes, -EINVAL, "address \"%.200s\": ipc://PATH or ipc://@NAME is expected "
+                       "(server_recv_port)", text);
     memset(a, 0, sizeof(*a));
     a->un.sun_family = AF_UNIX;
     a->abstract = name[0] == '@';
     size_t n = strlen(name);
     if (n >= sizeof(a->un.sun_path))
-        return fail(error, bytes, -EINVAL, "address \"%.200s\": longer than the %zu bytes that a unix "
-                    "socket's name may have (server_recv_port)", text, sizeof(a->un.sun_path) - 1);
+        return fk_fail(error, bytes, -EINVAL, "address \"%.200s\": longer than the %zu bytes that a unix "
+                       "socket's name may have (server_recv_port)", text, sizeof(a->un.sun_path) - 1);
     memcpy(a->un.sun_path, name, n);
     if (a->abstract)
         a->un.sun_path[0] = '\0';
@@ -104,15 +92,15 @@ int fk_socket_connect(const char *address, int *fd, char *error, size_t bytes)
         return rc;
     rc = connect_to(&a, fd);
     if (rc)
-        return fail(error, bytes, rc, "%s: %s", address,
-                    rc == -ECONNREFUSED || rc == -ENOENT ? "nobody answers there" : strerror(-rc));
+        return fk_fail(error, bytes, rc, "%s: %s", address,
+                       rc == -ECONNREFUSED || rc == -ENOENT ? "nobody answers there" : strerror(-rc));
     uid_t uid = (uid_t)-1;
     pid_t pid = peer(*fd, &uid);
     if (uid == geteuid() || uid == 0)
         return 0;
     close(*fd);                     /* whoever took the name first: its bytes are not to be trusted */
-    return fail(error, bytes, -EPERM, "%s: process %d, which listens there, belongs to user %d, not to "
-                "this one", address, (int)pid, (int)uid);
+    return fk_fail(error, bytes, -EPERM, "%s: process %d, which listens there, belongs to user %d, not to "
+                   "this one", address, (int)pid, (int)uid);
 }
 
 /* ---- listening ---- */
@@ -128,10 +116,10 @@ static int in_use(const char *address, const struct address *a, char *error, siz
         close(fd);
     }
     if (pid)
-        return fail(error, bytes, -EADDRINUSE, "address %s is in use by process %d; give this one "
-                    "another (server_recv_port)", address, (int)pid);
-    return fail(error, bytes, -EADDRINUSE, "address %s is in use; give this one another "
-                "(server_recv_port)", address);
+        return fk_fail(error, bytes, -EADDRINUSE, "address %s is in use by process %d; give this one "
+                       "another (server_recv_port)", address, (int)pid);
+    return fk_fail(error, bytes, -EADDRINUSE, "address %s is in use; give this one another "
+                   "(server_recv_port)", address);
 }
 
 /* Holds an abstract name that stands for the path: of two that find a dead socket file only one may
@@ -161,18 +149,18 @@ static int clear_path(const char *address, const struct address *a, char *error,
     int fd;
 
     if (lstat(a->un.sun_path, &st) < 0)
-        return errno == ENOENT ? 0 : fail(error, bytes, -errno, "address %s: %s (server_recv_port)",
-                                          address, strerror(errno));
+        return errno == ENOENT ? 0 : fk_fail(error, bytes, -errno, "address %s: %s (server_recv_port)",
+                                             address, strerror(errno));
     if (!S_ISSOCK(st.st_mode))
-        return fail(error, bytes, -EEXIST, "address %s: there is a file of that name that is no "
-                    "socket (server_recv_port)", address);
+        return fk_fail(error, bytes, -EEXIST, "address %s: there is a file of that name that is no "
+                       "socket (server_recv_port)", address);
     if (connect_to(a, &fd) == 0) {
         close(fd);
         return in_use(address, a, error, bytes);
     }
     if (unlink(a->un.sun_path) < 0 && errno != ENOENT)
-        return fail(error, bytes, -errno, "address %s: the socket that a dead process left can't be "
-                    "removed: %s", address, strerror(errno));
+        return fk_fail(error, bytes, -errno, "address %s: the socket that a dead process left can't be "
+                       "removed: %s", address, strerror(errno));
     return 0;
 }
 
@@ -181,17 +169,17 @@ static int bind_and_listen(const char *address, const struct address *a, struct 
 {
     l->fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
     if (l->fd < 0)
-        return fail(error, bytes, -errno, "socket: %s", strerror(errno));
+        return fk_fail(error, bytes, -errno, "socket: %s", strerror(errno));
     fchmod(l->fd, 0600);            /* what bind gives the file */
     set_buffers(l->fd);
     if (bind(l->fd, (const struct sockaddr *)&a->un, a->len) < 0)
         return errno == EADDRINUSE ? in_use(address, a, error, bytes)
-               : fail(error, bytes, -errno, "address %s: %s (server_recv_port)", address,
-                      strerror(errno));
+               : fk_fail(error, bytes, -errno, "address %s: %s (server_recv_port)", address,
+                         strerror(errno));
     if (!a->abstract)
         snprintf(l->path, sizeof(l->path), "%s", a->un.sun_path);
     if (listen(l->fd, LISTEN_BACKLOG) < 0)
-        return fail(error, bytes, -errno, "listen at %s: %s", address, strerror(errno));
+        return fk_fail(error, bytes, -errno, "listen at %s: %s", address, strerror(errno));
     return 0;
 }
 
@@ -207,7 +195,7 @@ int fk_listener_open(const char *address, struct fk_listener *l, char *error, si
         rc = lock_path(a.un.sun_path, &l->lock_fd);
         if (rc)
             return rc == -EADDRINUSE ? in_use(address, &a, error, bytes)
-                   : fail(error, bytes, rc, "address %s: %s", address, strerror(-rc));
+                   : fk_fail(error, bytes, rc, "address %s: %s", address, strerror(-rc));
         rc = clear_path(address, &a, error, bytes);
     }
     if (!rc)

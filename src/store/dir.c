@@ -14,7 +14,6 @@
  * A file's modification time is the time of its last use: the server's own clock sets it. Runs in the store's threads.
  */
 #include <fcntl.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <sys/uio.h>
 #include <time.h>
@@ -23,23 +22,13 @@
 
 #include "base/checksum.h"
 #include "base/clock.h"
+#include "base/fail.h"
 #include "base/log.h"
 #include "store/dir_impl.h"
 
 #define SETTLED_US 3000000u             /* a time stamp stays the same for changes that follow it so closely */
 #define FILE_MODE 0660                  /* the umask decides who of them may */
 #define DIR_MODE 0770
-
-static int fail(char *error, size_t bytes, int rc, const char *fmt, ...) __attribute__((format(printf, 4, 5)));
-static int fail(char *error, size_t bytes, int rc, const char *fmt, ...)
-{
-    va_list ap;
-
-    va_start(ap, fmt);
-    vsnprintf(error, bytes, fmt, ap);
-    va_end(ap);
-    return rc;
-}
 
 /* ---- names ---- */
 
@@ -74,25 +63,25 @@ static int dir_open(const struct fk_store_params *p, void **out, char *error, si
     struct stat st;
 
     if (!p->path || !p->path[0])
-        return fail(error, bytes, -EINVAL, "remote_cache_dir is not given: which directory do the nodes share?");
+        return fk_fail(error, bytes, -EINVAL, "remote_cache_dir is not given: which directory do the nodes share?");
     struct dir_store *s = calloc(1, sizeof(*s));
     if (!s)
-        return fail(error, bytes, -ENOMEM, "no memory");
+        return fk_fail(error, bytes, -ENOMEM, "no memory");
     pthread_mutex_init(&s->lock, NULL);
     s->leftover_us = p->leftover_us;
     s->touch_us = p->touch_us;
     int n = snprintf(s->path, sizeof(s->path), "%s", p->path), rc = 0;
     if (n >= (int)sizeof(s->path))
-        rc = fail(error, bytes, -ENAMETOOLONG, "remote_cache_dir: the path has more than %zu characters",
-                  sizeof(s->path) - 1);
+        rc = fk_fail(error, bytes, -ENAMETOOLONG, "remote_cache_dir: the path has more than %zu characters",
+                     sizeof(s->path) - 1);
     else if (mkdir(s->path, DIR_MODE) < 0 && errno != EEXIST && (errno != EROFS || stat(s->path, &st) < 0))
-        rc = fail(error, bytes, -errno, "remote_cache_dir %s can't be made: %s", s->path, strerror(errno));
+        rc = fk_fail(error, bytes, -errno, "remote_cache_dir %s can't be made: %s", s->path, strerror(errno));
     else if (stat(s->path, &st) < 0)
-        rc = fail(error, bytes, -errno, "remote_cache_dir %s: %s", s->path, strerror(errno));
+        rc = fk_fail(error, bytes, -errno, "remote_cache_dir %s: %s", s->path, strerror(errno));
     else if (!S_ISDIR(st.st_mode))
-        rc = fail(error, bytes, -ENOTDIR, "remote_cache_dir %s is not a directory", s->path);
+        rc = fk_fail(error, bytes, -ENOTDIR, "remote_cache_dir %s is not a directory", s->path);
     else if (RAND_bytes((unsigned char *)&s->token, sizeof(s->token)) != 1)
-        rc = fail(error, bytes, -EIO, "no random numbers for the names of files");
+        rc = fk_fail(error, bytes, -EIO, "no random numbers for the names of files");
     if (rc) {
         pthread_mutex_destroy(&s->lock);
         free(s);
@@ -176,19 +165,19 @@ static int refuse(const struct dir_space *sp, const struct fk_store_space *d, in
     const struct store_header *h = &sp->header;
 
     if (rc == -EPROTO && state == STORE_VERSION_OTHER)
-        return fail(error, bytes, -EEXIST, "%s has blocks in version %u of the format, this program writes version %u: give "
-                    "another remote_cache_dir, or remove that directory", sp->path, h->version, STORE_VERSION);
+        return fk_fail(error, bytes, -EEXIST, "%s has blocks in version %u of the format, this program writes version %u: give "
+                       "another remote_cache_dir, or remove that directory", sp->path, h->version, STORE_VERSION);
     if (rc == -EPROTO)
-        return fail(error, bytes, -EEXIST, "%s was written by machines of the other byte order: give another "
-                    "remote_cache_dir", sp->path);
+        return fk_fail(error, bytes, -EEXIST, "%s was written by machines of the other byte order: give another "
+                       "remote_cache_dir", sp->path);
     if (rc == -EBADMSG)
-        return fail(error, bytes, -EEXIST, "%s/header is %s: give another remote_cache_dir, or remove that "
-                    "directory", sp->path, state == STORE_FOREIGN ? "not of FlexKV" : "damaged");
+        return fk_fail(error, bytes, -EEXIST, "%s/header is %s: give another remote_cache_dir, or remove that "
+                       "directory", sp->path, state == STORE_FOREIGN ? "not of FlexKV" : "damaged");
     if (rc)
-        return fail(error, bytes, rc, "remote_cache_dir: %s: %s", sp->path, strerror(-rc));
-    return fail(error, bytes, -EEXIST, "%s has blocks of %llu bytes, these have %llu: the same name for another model; give "
-                "another remote_cache_dir", sp->path, (unsigned long long)h->block_bytes,
-                (unsigned long long)d->block_bytes);
+        return fk_fail(error, bytes, rc, "remote_cache_dir: %s: %s", sp->path, strerror(-rc));
+    return fk_fail(error, bytes, -EEXIST, "%s has blocks of %llu bytes, these have %llu: the same name for another model; give "
+                   "another remote_cache_dir", sp->path, (unsigned long long)h->block_bytes,
+                   (unsigned long long)d->block_bytes);
 }
 
 static int dir_space(void *store, const struct fk_store_space *d, void **out, char *error, size_t bytes)
@@ -199,7 +188,7 @@ static int dir_space(void *store, const struct fk_store_space *d, void **out, ch
     int at = sp ? snprintf(sp->path, sizeof(sp->path), "%s/", s->path) : 0;
 
     if (!sp)
-        return fail(error, bytes, -ENOMEM, "no memory");
+        return fk_fail(error, bytes, -ENOMEM, "no memory");
     sp->store = s;
     for (int i = 0; i < 16; i++)
         at += snprintf(sp->path + at, sizeof(sp->path) - (size_t)at, "%02x", d->fingerprint[i]);
@@ -218,7 +207,7 @@ static int dir_space(void *store, const struct fk_store_space *d, void **out, ch
     pthread_mutex_unlock(&s->lock);
     if (!room) {
         free(sp);
-        return fail(error, bytes, -ENOSPC, "remote_cache_dir %s: too many spaces", s->path);
+        return fk_fail(error, bytes, -ENOSPC, "remote_cache_dir %s: too many spaces", s->path);
     }
     *out = sp;
     return 0;

@@ -1,10 +1,10 @@
 /* store.c - a store is opened, asked, and closed. See store.h, store_impl.h. */
 #include <signal.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <time.h>
 
 #include "base/clock.h"
+#include "base/fail.h"
 #include "base/log.h"
 #include "base/thread.h"
 #include "store/store_impl.h"
@@ -14,17 +14,6 @@
 #define DEFAULT_QUEUED 1024u
 #define DONE_PER_REQUEST 4u             /* room in the ring: two reports each, and as many not taken yet */
 #define ERROR_BYTES 1400
-
-static int fail(char *error, size_t bytes, int rc, const char *fmt, ...) __attribute__((format(printf, 4, 5)));
-static int fail(char *error, size_t bytes, int rc, const char *fmt, ...)
-{
-    va_list ap;
-
-    va_start(ap, fmt);
-    vsnprintf(error, bytes, fmt, ap);
-    va_end(ap);
-    return rc;
-}
 
 static struct timespec to_timespec(uint64_t us)
 {
@@ -127,7 +116,7 @@ static int call_wait(struct call *c, uint64_t timeout_us, void **out, char *erro
 
     if (rc) {
         call_free(c);
-        return fail(error, bytes, rc, "can't start a thread: %s", strerror(-rc));
+        return fk_fail(error, bytes, rc, "can't start a thread: %s", strerror(-rc));
     }
     pthread_mutex_lock(&c->lock);
     while (!c->done && !pthread_cond_timedwait(&c->ended, &c->lock, &ts))
@@ -237,19 +226,19 @@ int fk_store_open(const struct fk_store_params *p, struct fk_store **out, char *
             call_free(c);
         if (s)
             store_free(s);
-        return fail(error, bytes, -ENOMEM, "no memory");
+        return fk_fail(error, bytes, -ENOMEM, "no memory");
     }
     c->p = s->p;
     c->p.path = p->path && strlen(p->path) < sizeof(c->text) ? c->text : p->path;
     int rc = strlen(c->p.path ? c->p.path : "") >= sizeof(c->text) ? -ENAMETOOLONG : 0;
     if (rc) {
         call_free(c);
-        fail(error, bytes, rc, "remote_cache_dir: the path is too long");
+        fk_fail(error, bytes, rc, "remote_cache_dir: the path is too long");
     } else {
         rc = call_wait(c, s->p.timeout_us, &s->priv, error, bytes);
         if (rc == -ETIMEDOUT)
-            fail(error, bytes, rc, "remote_cache_dir %s does not answer (remote_timeout_ms); is the file system "
-                 "there?", s->path);
+            fk_fail(error, bytes, rc, "remote_cache_dir %s does not answer (remote_timeout_ms); is the file system "
+                    "there?", s->path);
     }
     if (rc) {
         s->priv = NULL;
@@ -258,7 +247,7 @@ int fk_store_open(const struct fk_store_params *p, struct fk_store **out, char *
     }
     rc = start_threads(s);
     if (rc) {
-        fail(error, bytes, rc, "can't start a thread: %s", strerror(-rc));
+        fk_fail(error, bytes, rc, "can't start a thread: %s", strerror(-rc));
         fk_store_close(s);
         return rc;
     }
@@ -315,20 +304,20 @@ int fk_store_space(struct fk_store *s, const struct fk_store_space *d, uint32_t 
         free(sp);
         if (c)
             call_free(c);
-        return fail(error, bytes, -ENOSPC, "the store has its %d spaces already", FK_STORE_SPACES);
+        return fk_fail(error, bytes, -ENOSPC, "the store has its %d spaces already", FK_STORE_SPACES);
     }
     if (!sp || !c || fk_prints_create(&sp->prints)) {
         free(sp);
         if (c)
             call_free(c);
-        return fail(error, bytes, -ENOMEM, "no memory");
+        return fk_fail(error, bytes, -ENOMEM, "no memory");
     }
     c->d = *d;
     c->d.name = c->text;
     c->owner = s;
     int rc = call_wait(c, s->p.timeout_us, &sp->priv, error, bytes);
     if (rc == -ETIMEDOUT)
-        fail(error, bytes, rc, "remote_cache_dir %s does not answer (remote_timeout_ms)", s->path);
+        fk_fail(error, bytes, rc, "remote_cache_dir %s does not answer (remote_timeout_ms)", s->path);
     if (rc) {
         fk_prints_destroy(sp->prints);
         free(sp);

@@ -3,7 +3,6 @@
  */
 #include "transport/endpoint.h"
 
-#include <stdarg.h>
 #include <stdio.h>
 #include <sys/eventfd.h>
 
@@ -27,16 +26,6 @@ static const struct fk_transport_ops *const transports[] = {
     &fk_transport_tcp, &fk_transport_mooncake,
     &fk_transport_loopback,
 };
-
-int fk_transport_fail(char *error, size_t bytes, int rc, const char *fmt, ...)
-{
-    va_list ap;
-
-    va_start(ap, fmt);
-    vsnprintf(error, bytes, fmt, ap);
-    va_end(ap);
-    return rc;
-}
 
 /* ---- lists ---- */
 
@@ -531,14 +520,14 @@ int fk_transport_open(const struct fk_transport_params *p, struct fk_transport *
     const struct fk_transport_ops *ops = find(p->transport);
 
     if (!ops)
-        return fk_transport_fail(error, bytes, -EINVAL, "there is no transport \"%s\"; there are fabric "
-                                 "(if built with libfabric's headers), nixl, mooncake, loopback", p->transport ? p->transport : "");
+        return fk_fail(error, bytes, -EINVAL, "there is no transport \"%s\"; there are fabric "
+                       "(if built with libfabric's headers), nixl, mooncake, loopback", p->transport ? p->transport : "");
     if (p->listen && (!p->provider.grant || !p->provider.release))
-        return fk_transport_fail(error, bytes, -EINVAL, "transport %s: to listen it needs a provider", ops->name);
+        return fk_fail(error, bytes, -EINVAL, "transport %s: to listen it needs a provider", ops->name);
     struct fk_transport *t = new_transport(p);
     if (!t)
-        return fk_transport_fail(error, bytes, -ENOMEM, "transport %s: no memory, or no descriptors left",
-                                 ops->name);
+        return fk_fail(error, bytes, -ENOMEM, "transport %s: no memory, or no descriptors left",
+                       ops->name);
     t->ops = ops;
     int rc = ops->open(t, p, error, bytes);
     if (rc) {
@@ -550,7 +539,7 @@ int fk_transport_open(const struct fk_transport_params *p, struct fk_transport *
         if (rc) {
             ops->close(t);
             destroy(t);
-            return fk_transport_fail(error, bytes, rc, "transport %s: no thread: %s", ops->name, strerror(-rc));
+            return fk_fail(error, bytes, rc, "transport %s: no thread: %s", ops->name, strerror(-rc));
         }
         t->running = true;
     }

@@ -19,6 +19,7 @@
 #include <pthread.h>
 #include <sys/epoll.h>
 
+#include "base/fail.h"
 #include "base/util.h"
 #include "transport/transport.h"
 
@@ -177,8 +178,5 @@ int fk_watch_add(struct fk_transport *t, struct fk_watch *w, int fd, uint32_t ev
 void fk_watch_change(struct fk_transport *t, struct fk_watch *w, uint32_t events);
 void fk_watch_remove(struct fk_transport *t, struct fk_watch *w);   /* the descriptor stays open */
 void fk_bury(struct fk_transport *t, void *memory);     /* freed when no event can name it any more */
-
-int fk_transport_fail(char *error, size_t bytes, int rc, const char *fmt, ...)
-    __attribute__((format(printf, 4, 5)));
 
 #endif

@@ -167,7 +167,7 @@ static int fabric_open(struct fk_transport *t, const struct fk_transport_params 
     char source[64];
 
     if (!f)
-        return fk_transport_fail(error, bytes, -ENOMEM, "transport fabric: no memory");
+        return fk_fail(error, bytes, -ENOMEM, "transport fabric: no memory");
     t->priv = f;
     int rc = fk_members_open(&f->m, t, p, &mover, "fabric", error, bytes);
     if (!rc)

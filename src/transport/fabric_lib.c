@@ -100,15 +100,15 @@ static int open_objects(struct fk_fabric *f, const char *provider, const char *s
     if (hints)
         f->lib->freeinfo(hints);
     if (rc)
-        return fk_transport_fail(error, bytes, rc, "transport fabric: libfabric offers no \"%s\" at %s: %s; fi_info "
-                                 "lists what there is", provider, source ? source : "any address",
-                                 f->lib->strerror(-rc));
+        return fk_fail(error, bytes, rc, "transport fabric: libfabric offers no \"%s\" at %s: %s; fi_info "
+                       "lists what there is", provider, source ? source : "any address",
+                       f->lib->strerror(-rc));
     rc = f->lib->fabric(f->info->fabric_attr, &f->fabric, NULL);
     if (!rc)
         rc = fi_domain(f->fabric, f->info, &f->domain, NULL);
     if (rc)
-        return fk_transport_fail(error, bytes, rc, "transport fabric: \"%s\" can't be opened: %s", provider,
-                                 f->lib->strerror(-rc));
+        return fk_fail(error, bytes, rc, "transport fabric: \"%s\" can't be opened: %s", provider,
+                       f->lib->strerror(-rc));
     return 0;
 }
 
@@ -116,8 +116,8 @@ int fk_fabric_open(struct fk_fabric *f, const char *provider, const char *source
 {
     *f = (struct fk_fabric){ .lib = fk_fabric_lib() };
     if (!f->lib)
-        return fk_transport_fail(error, bytes, -ENOSYS, "transport fabric: " LIBRARY " can't be used here (the log "
-                                 "says why); install libfabric1, or choose another transport");
+        return fk_fail(error, bytes, -ENOSYS, "transport fabric: " LIBRARY " can't be used here (the log "
+                       "says why); install libfabric1, or choose another transport");
     struct fk_fabric_ep try;
     /* Shared receive buffers cost tcp 10 ms a connection. verbs must have them: libfabric up to 2.0 at least posts what it received
      * again to an endpoint that it has just closed, which crashes (its commit 697688386). Whoever has set this knows better. */
@@ -127,8 +127,8 @@ int fk_fabric_open(struct fk_fabric *f, const char *provider, const char *source
         rc = fk_fabric_ep_open(f, &try);
         fk_fabric_ep_close(&try);
         if (rc)
-            fk_transport_fail(error, bytes, rc, "transport fabric: \"%s\" gives no endpoint whose completions can be waited "
-                              "for (%s); choose another provider", provider, f->lib->strerror(-rc));
+            fk_fail(error, bytes, rc, "transport fabric: \"%s\" gives no endpoint whose completions can be waited "
+                    "for (%s); choose another provider", provider, f->lib->strerror(-rc));
     }
     if (rc)
         fk_fabric_close(f);

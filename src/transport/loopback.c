@@ -70,14 +70,14 @@ void fk_loopback_away(struct fk_transport *t, bool away)
 static int loopback_open(struct fk_transport *t, const struct fk_transport_params *p, char *error, size_t bytes)
 {
     if (!p->hub)
-        return fk_transport_fail(error, bytes, -EINVAL, "transport loopback: it needs a hub");
+        return fk_fail(error, bytes, -EINVAL, "transport loopback: it needs a hub");
     if (p->listen && (strlen(p->listen) >= sizeof(t->address) || find(p->hub, p->listen)))
-        return fk_transport_fail(error, bytes, -EADDRINUSE, "transport loopback: \"%.100s\" is too long or taken",
-                                 p->listen);
+        return fk_fail(error, bytes, -EADDRINUSE, "transport loopback: \"%.100s\" is too long or taken",
+                       p->listen);
     struct loopback *l = calloc(1, sizeof(*l));
     if (!l || fk_vec_push(&p->hub->members, t)) {
         free(l);
-        return fk_transport_fail(error, bytes, -ENOMEM, "transport loopback: no memory");
+        return fk_fail(error, bytes, -ENOMEM, "transport loopback: no memory");
     }
     l->hub = p->hub;
     l->number = ++p->hub->n_members;

@@ -28,14 +28,14 @@ int fk_members_open(struct fk_members *m, struct fk_transport *t, const struct f
     m->listener.fd = -1;
     snprintf(m->kind, sizeof(m->kind), "%s", kind);
     if (!p->secret || strlen(p->secret) < FK_SECRET_MIN)
-        return fk_transport_fail(error, bytes, -EINVAL, "transport %s: a secret of at least %u characters is "
-                                 "needed, the same at all nodes", name, FK_SECRET_MIN);
+        return fk_fail(error, bytes, -EINVAL, "transport %s: a secret of at least %u characters is "
+                       "needed, the same at all nodes", name, FK_SECRET_MIN);
     if (p->cluster && strlen(p->cluster) > 64)
-        return fk_transport_fail(error, bytes, -EINVAL, "transport %s: the cluster's name is longer than 64 bytes", name);
+        return fk_fail(error, bytes, -EINVAL, "transport %s: the cluster's name is longer than 64 bytes", name);
     m->secret = strdup(p->secret);
     m->cluster = strdup(p->cluster ? p->cluster : "");
     m->hello = (struct fk_hello_params){ m->secret, m->cluster, m->kind, p->node, p->epoch, t->max_in_flight };
-    return m->secret && m->cluster ? 0 : fk_transport_fail(error, bytes, -ENOMEM, "transport %s: no memory", name);
+    return m->secret && m->cluster ? 0 : fk_fail(error, bytes, -ENOMEM, "transport %s: no memory", name);
 }
 
 int fk_members_source(const struct fk_transport_params *p, char *out, size_t out_bytes, char *error, size_t bytes)
@@ -49,8 +49,8 @@ int fk_members_source(const struct fk_transport_params *p, char *out, size_t out
     bool six = p->listen[0] == '[';
     snprintf(out, out_bytes, "%.*s", (int)(colon - p->listen) - 2 * six, p->listen + six);
     return strcmp(out, "0.0.0.0") && strcmp(out, "::") ? 0
-           : fk_transport_fail(error, bytes, -EINVAL, "transport %s: \"%s\" names no interface; say which one others reach "
-                               "this node at (source)", p->transport, p->listen);
+           : fk_fail(error, bytes, -EINVAL, "transport %s: \"%s\" names no interface; say which one others reach "
+                     "this node at (source)", p->transport, p->listen);
 }
 
 int fk_members_listen(struct fk_members *m, const char *address, char *error, size_t bytes)

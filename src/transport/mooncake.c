@@ -63,8 +63,8 @@ static int set_metadata(struct fk_mooncake *m, const struct fk_transport_params 
     if (strcmp(how, "P2PHANDSHAKE") == 0)
         return 0;
     if (fk_moon_url(how, m->meta_host, m->meta_path) || fk_tcp_parse(m->meta_host, &a, &len))
-        return fk_transport_fail(error, bytes, -EINVAL, "transport mooncake: metadata \"%.150s\": P2PHANDSHAKE or "
-                                 "http://IP:PORT/metadata is expected (mooncake_metadata_server)", how);
+        return fk_fail(error, bytes, -EINVAL, "transport mooncake: metadata \"%.150s\": P2PHANDSHAKE or "
+                       "http://IP:PORT/metadata is expected (mooncake_metadata_server)", how);
     return 0;
 }
 
@@ -73,7 +73,7 @@ static int mooncake_open(struct fk_transport *t, const struct fk_transport_param
     struct fk_mooncake *m = calloc(1, sizeof(*m));
 
     if (!m)
-        return fk_transport_fail(error, bytes, -ENOMEM, "transport mooncake: no memory");
+        return fk_fail(error, bytes, -ENOMEM, "transport mooncake: no memory");
     m->t = t;
     m->handshake.fd = m->data.fd = -1;
     snprintf(m->host, sizeof(m->host), "127.0.0.1");
@@ -85,14 +85,14 @@ static int mooncake_open(struct fk_transport *t, const struct fk_transport_param
     if (!rc) {
         rc = fk_moon_publish(m);
         if (rc)
-            fk_transport_fail(error, bytes, rc, "transport mooncake: the metadata server at %s does not take this node: "
-                              "%s (mooncake_metadata_server)", m->meta_host, strerror(-rc));
+            fk_fail(error, bytes, rc, "transport mooncake: the metadata server at %s does not take this node: "
+                    "%s (mooncake_metadata_server)", m->meta_host, strerror(-rc));
     }
     if (!rc && p->mooncake_library && *p->mooncake_library)
         rc = fk_moon_engine_open(m, p, error, bytes);
     else if (!rc && p->mooncake_protocol && strcmp(p->mooncake_protocol, "tcp"))
-        rc = fk_transport_fail(error, bytes, -ENOTSUP, "transport mooncake: we speak Mooncake's tcp only; for %.50s its engine "
-                               "is needed (mooncake_library, mooncake_protocol)", p->mooncake_protocol);
+        rc = fk_fail(error, bytes, -ENOTSUP, "transport mooncake: we speak Mooncake's tcp only; for %.50s its engine "
+                     "is needed (mooncake_library, mooncake_protocol)", p->mooncake_protocol);
     if (rc) {
         free_mooncake(m);
         return rc;

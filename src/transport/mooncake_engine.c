@@ -78,14 +78,14 @@ static int load(const char *path, char *error, size_t bytes)
     void *handle = dlopen(path, RTLD_NOW | RTLD_LOCAL);         /* never unloaded */
 
     if (!handle)
-        return fk_transport_fail(error, bytes, -ENOSYS, "transport mooncake: %s (mooncake_library)", dlerror());
+        return fk_fail(error, bytes, -ENOSYS, "transport mooncake: %s (mooncake_library)", dlerror());
     for (size_t i = 0; i < fk_array_size(symbols); i++) {
         void *p = dlsym(handle, symbols[i].name);
         if (!p) {
             dlclose(handle);
-            return fk_transport_fail(error, bytes, -ENOSYS, "transport mooncake: %s has no %s: a libtransfer_engine.so that was "
-                                     "built from Mooncake's source is expected, the wheel has none (mooncake_library)", path,
-                                     symbols[i].name);
+            return fk_fail(error, bytes, -ENOSYS, "transport mooncake: %s has no %s: a libtransfer_engine.so that was "
+                           "built from Mooncake's source is expected, the wheel has none (mooncake_library)", path,
+                           symbols[i].name);
         }
         memcpy(symbols[i].at, &p, sizeof(p));
     }
@@ -108,9 +108,9 @@ static int check_metadata(const char *metadata, char *error, size_t bytes)
 {
     if (strcmp(metadata, "P2PHANDSHAKE") == 0)
         return 0;
-    return fk_transport_fail(error, bytes, -ENOTSUP, "transport mooncake: metadata \"%.100s\" is not passed on to Mooncake's "
-                             "library, which ends the process over a kind that it was built without: with mooncake_library "
-                             "it is P2PHANDSHAKE (leave mooncake_metadata_server empty)", metadata);
+    return fk_fail(error, bytes, -ENOTSUP, "transport mooncake: metadata \"%.100s\" is not passed on to Mooncake's "
+                   "library, which ends the process over a kind that it was built without: with mooncake_library "
+                   "it is P2PHANDSHAKE (leave mooncake_metadata_server empty)", metadata);
 }
 
 int fk_moon_engine_open(struct fk_mooncake *m, const struct fk_transport_params *p, char *error, size_t bytes)
@@ -121,14 +121,14 @@ int fk_moon_engine_open(struct fk_mooncake *m, const struct fk_transport_params 
     char name[FK_TRANSPORT_ADDRESS_MAX];
 
     if (!rdma && strcmp(protocol, "tcp"))
-        return fk_transport_fail(error, bytes, -EINVAL, "transport mooncake: protocol \"%.50s\": tcp or rdma (mooncake_protocol)",
-                                 protocol);
+        return fk_fail(error, bytes, -EINVAL, "transport mooncake: protocol \"%.50s\": tcp or rdma (mooncake_protocol)",
+                       protocol);
     int rc = check_metadata(metadata, error, bytes);
     if (!rc)
         rc = load_once(p->mooncake_library, error, bytes);
     struct fk_moon_engine *e = rc ? NULL : calloc(1, sizeof(*e));
     if (!e)
-        return rc ? rc : fk_transport_fail(error, bytes, -ENOMEM, "transport mooncake: no memory");
+        return rc ? rc : fk_fail(error, bytes, -ENOMEM, "transport mooncake: no memory");
     e->m = m;
     e->rdma = rdma;
     /* A name of its own: the segment of this name is what the engine shares, which is nothing. */
@@ -138,8 +138,8 @@ int fk_moon_engine_open(struct fk_mooncake *m, const struct fk_transport_params 
         if (e->engine)
             moon.destroyTransferEngine(e->engine);
         free(e);
-        return fk_transport_fail(error, bytes, -EIO, "transport mooncake: the engine can't be opened with %s (mooncake_protocol); "
-                                 "it says why on stderr", protocol);
+        return fk_fail(error, bytes, -EIO, "transport mooncake: the engine can't be opened with %s (mooncake_protocol); "
+                       "it says why on stderr", protocol);
     }
     m->engine = e;
     return 0;

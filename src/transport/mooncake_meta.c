@@ -122,8 +122,8 @@ static int take(json_t *o, const char *key, char *out, size_t room, const char *
     if (!v)
         return 0;
     if (!json_is_string(v) || json_string_length(v) >= room)
-        return fk_transport_fail(error, bytes, -EINVAL, "%s: \"%s\" must be a text of less than %zu characters "
-                                 "(mooncake_config_path)", path, key, room);
+        return fk_fail(error, bytes, -EINVAL, "%s: \"%s\" must be a text of less than %zu characters "
+                       "(mooncake_config_path)", path, key, room);
     snprintf(out, room, "%s", json_string_value(v));
     return 0;
 }
@@ -134,8 +134,8 @@ static int check(struct fk_mooncake_config *c, const char *backend, const char *
     char host[FK_TRANSPORT_ADDRESS_MAX], rest[128];
 
     if (*protocol && strcmp(protocol, "tcp"))
-        return fk_transport_fail(error, bytes, -ENOTSUP, "%s: protocol \"%s\": FlexKV speaks Mooncake's tcp only; for "
-                                 "RDMA use the fabric transport", path, protocol);
+        return fk_fail(error, bytes, -ENOTSUP, "%s: protocol \"%s\": FlexKV speaks Mooncake's tcp only; for "
+                       "RDMA use the fabric transport", path, protocol);
     if (strcmp(server, "P2PHANDSHAKE") == 0 || strcasecmp(backend, "p2p") == 0 ||
         strcmp(backend, "P2PHANDSHAKE") == 0) {
         snprintf(c->metadata, sizeof(c->metadata), "P2PHANDSHAKE");
@@ -150,9 +150,9 @@ static int check(struct fk_mooncake_config *c, const char *backend, const char *
         c->redis = true;
         return 0;
     }
-    return fk_transport_fail(error, bytes, -ENOTSUP, "%s: metadata_backend \"%s\", metadata_server \"%s\": FlexKV "
-                             "speaks P2PHANDSHAKE and http://IP:PORT/metadata with Mooncake's engines", path, backend,
-                             server);
+    return fk_fail(error, bytes, -ENOTSUP, "%s: metadata_backend \"%s\", metadata_server \"%s\": FlexKV "
+                   "speaks P2PHANDSHAKE and http://IP:PORT/metadata with Mooncake's engines", path, backend,
+                   server);
 }
 
 int fk_mooncake_config_load(const char *path, struct fk_mooncake_config *c, char *error, size_t bytes)
@@ -163,7 +163,7 @@ int fk_mooncake_config_load(const char *path, struct fk_mooncake_config *c, char
 
     memset(c, 0, sizeof(*c));
     if (!o)
-        return fk_transport_fail(error, bytes, -EINVAL, "%s:%d: %s (mooncake_config_path)", path, why.line, why.text);
+        return fk_fail(error, bytes, -EINVAL, "%s:%d: %s (mooncake_config_path)", path, why.line, why.text);
     json_int_t port = json_integer_value(json_object_get(o, "engine_port"));
     int rc = take(o, "engine_ip", ip, sizeof(ip), path, error, bytes);
     if (!rc)
@@ -174,8 +174,8 @@ int fk_mooncake_config_load(const char *path, struct fk_mooncake_config *c, char
         rc = take(o, "protocol", protocol, sizeof(protocol), path, error, bytes);
     json_decref(o);
     if (!rc && (port < 0 || port > 65535 || !*ip))
-        rc = fk_transport_fail(error, bytes, -EINVAL, "%s: engine_ip and engine_port (0 to 65535) are needed "
-                               "(mooncake_config_path)", path);
+        rc = fk_fail(error, bytes, -EINVAL, "%s: engine_ip and engine_port (0 to 65535) are needed "
+                     "(mooncake_config_path)", path);
     if (!rc)
         rc = check(c, backend, server, protocol, path, error, bytes);
     if (!rc)

@@ -92,8 +92,8 @@ static int find_device(struct nixl *n, const struct fk_transport_params *p, char
             if (is_address(i->ifa_addr, source))
                 snprintf(n->device, sizeof(n->device), "%s", i->ifa_name);
     freeifaddrs(all);
-    return *n->device ? 0 : fk_transport_fail(error, bytes, -EADDRNOTAVAIL, "transport nixl: no interface here has the "
-                                              "address %s (listen, source)", source);
+    return *n->device ? 0 : fk_fail(error, bytes, -EADDRNOTAVAIL, "transport nixl: no interface here has the "
+                                    "address %s (listen, source)", source);
 }
 
 /* Better known now than with the first read. */
@@ -103,8 +103,8 @@ static int try_agent(struct nixl *n, char *error, size_t bytes)
     int rc = fk_nixl_open(&a, "flexkv-try", n->plugin, n->device, false);
 
     fk_nixl_close(&a);
-    return rc ? fk_transport_fail(error, bytes, rc, "transport nixl: the plugin %s can't be used here (the log says why); choose "
-                                  "another one (nixl_transport_plugin)", n->plugin) : 0;
+    return rc ? fk_fail(error, bytes, rc, "transport nixl: the plugin %s can't be used here (the log says why); choose "
+                        "another one (nixl_transport_plugin)", n->plugin) : 0;
 }
 
 static int nixl_open(struct fk_transport *t, const struct fk_transport_params *p, char *error, size_t bytes)
@@ -114,8 +114,8 @@ static int nixl_open(struct fk_transport *t, const struct fk_transport_params *p
     char kind[20];
 
     if (!n)
-        return fk_transport_fail(error, bytes, -EINVAL, "transport nixl: no plugin is called \"%.100s\" (nixl_transport_plugin), or no "
-                                 "memory", plugin);
+        return fk_fail(error, bytes, -EINVAL, "transport nixl: no plugin is called \"%.100s\" (nixl_transport_plugin), or no "
+                       "memory", plugin);
     t->priv = n;
     n->a.ops = &agent_ops;
     snprintf(n->plugin, sizeof(n->plugin), "%s", plugin);

@@ -113,13 +113,13 @@ static int take_symbols(void *handle, const char *file, char *error, size_t byte
     for (size_t i = 0; i < fk_array_size(symbols); i++) {
         void *p = dlsym(handle, symbols[i].name);
         if (!p)
-            return fk_transport_fail(error, bytes, -ENOSYS, "transport nixl: %s has no %s: it is not NIXL's C library, or one "
-                                     "older than 1.4 (nixl_library)", file, symbols[i].name);
+            return fk_fail(error, bytes, -ENOSYS, "transport nixl: %s has no %s: it is not NIXL's C library, or one "
+                           "older than 1.4 (nixl_library)", file, symbols[i].name);
         memcpy(symbols[i].at, &p, sizeof(p));
     }
     if (nixl.is_stub())
-        return fk_transport_fail(error, bytes, -ENOSYS, "transport nixl: %s is the stub for building without NIXL "
-                                 "(nixl_library)", file);
+        return fk_fail(error, bytes, -ENOSYS, "transport nixl: %s is the stub for building without NIXL "
+                       "(nixl_library)", file);
     return 0;
 }
 
@@ -138,8 +138,8 @@ static int load(const char *path, char *error, size_t bytes)
     }
     void *handle = dlopen(file, RTLD_NOW | RTLD_LOCAL);         /* never unloaded */
     if (!handle)
-        return fk_transport_fail(error, bytes, -ENOSYS, "transport nixl: %s; install NIXL (the wheel nixl_cu12 or nixl_cu13) "
-                                 "and name the folder of its " LIBRARY " (nixl_library)", dlerror());
+        return fk_fail(error, bytes, -ENOSYS, "transport nixl: %s; install NIXL (the wheel nixl_cu12 or nixl_cu13) "
+                       "and name the folder of its " LIBRARY " (nixl_library)", dlerror());
     int rc = take_symbols(handle, file, error, bytes);
     if (rc)
         dlclose(handle);

@@ -84,18 +84,18 @@ int fk_tcp_listen(const char *address, int *fd, char *bound, size_t bound_bytes,
     int one = 1;
 
     if (fk_tcp_parse(address, &a, &len))
-        return fk_transport_fail(error, bytes, -EINVAL, "listen address \"%.100s\": IP:PORT is expected, with the "
-                                 "IP in numbers", address);
+        return fk_fail(error, bytes, -EINVAL, "listen address \"%.100s\": IP:PORT is expected, with the "
+                       "IP in numbers", address);
     int s = socket(a.ss_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
     if (s < 0)
-        return fk_transport_fail(error, bytes, -errno, "socket: %s", strerror(errno));
+        return fk_fail(error, bytes, -errno, "socket: %s", strerror(errno));
     setsockopt(s, SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one));
     if (bind(s, (struct sockaddr *)&a, len) < 0 || listen(s, BACKLOG) < 0 ||
         getsockname(s, (struct sockaddr *)&a, &len) < 0) {
         int rc = -errno;
         close(s);
-        return fk_transport_fail(error, bytes, rc, "listen address %s: %s; give this node another", address,
-                                 strerror(-rc));
+        return fk_fail(error, bytes, rc, "listen address %s: %s; give this node another", address,
+                       strerror(-rc));
     }
     fk_tcp_format(&a, bound, bound_bytes);
     *fd = s;

@@ -245,7 +245,7 @@ static int tcp_open(struct fk_transport *t, const struct fk_transport_params *p,
     struct tcp *x = calloc(1, sizeof(*x));
 
     if (!x)
-        return fk_transport_fail(error, bytes, -ENOMEM, "transport tcp: no memory");
+        return fk_fail(error, bytes, -ENOMEM, "transport tcp: no memory");
     t->priv = x;
     int rc = fk_members_open(&x->m, t, p, &mover, "tcp", error, bytes);
     if (!rc)
