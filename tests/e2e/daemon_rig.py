@@ -123,3 +123,18 @@ def start(place):
     yield begin
     for d in daemons:
         d.end()
+
+
+@pytest.fixture
+def world(tmp_path):
+    """Makes processes in a private folder; whatever of them is left in the end is killed."""
+    things = []
+
+    def make(kind, *args, **kw):
+        thing = kind(tmp_path, *args, **kw)
+        things.append(thing)
+        return thing
+
+    yield make
+    for thing in reversed(things):
+        thing.kill()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from daemon_rig import BIN, DEADLINE, clean_env, run, stop, wait_until
+from daemon_rig import BIN, DEADLINE, clean_env, run, stop, wait_until, world  # noqa: F401
 
 NODE = Path(os.environ.get("FLEXKV_BUILD", Path(BIN).parent)) / "tests" / "cluster" / "cluster_node"
 SERVER = shutil.which("redis-server") or "/usr/bin/redis-server"
@@ -115,20 +115,6 @@ class Node:
     def quit(self):
         self.process.stdin.close()
         self.process.wait(DEADLINE)
-
-
-@pytest.fixture
-def world(tmp_path):
-    things = []
-
-    def make(kind, *args, **kw):
-        thing = kind(tmp_path, *args, **kw)
-        things.append(thing)
-        return thing
-
-    yield make
-    for thing in reversed(things):
-        thing.kill()
 
 
 def synced(*nodes):

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from daemon_rig import ROOT, wait_until
+from daemon_rig import ROOT, wait_until, world      # noqa: F401
 from test_cluster import SERVER, Redis
-from test_sharing import NODE, SEED, TTL, Node, go_on, know_each_other, world     # noqa: F401
+from test_sharing import NODE, SEED, TTL, Node, go_on, know_each_other
 
 sys.path.insert(0, str(ROOT / "examples" / "multi_node"))
 from cluster import NETWORK, Network, Trouble     # noqa: E402

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from daemon_rig import BIN, DEADLINE, clean_env, stop, wait_until
+from daemon_rig import BIN, DEADLINE, clean_env, stop, wait_until, world  # noqa: F401
 from test_cluster import SERVER, Redis
 
 NODE = Path(os.environ.get("FLEXKV_BUILD", Path(BIN).parent)) / "tests" / "cluster" / "share_node"
@@ -80,20 +80,6 @@ class Node:
     def quit(self):
         self.process.stdin.close()
         assert self.process.wait(DEADLINE) == 0, self.log()
-
-
-@pytest.fixture
-def world(tmp_path):
-    things = []
-
-    def make(kind, *args, **kw):
-        thing = kind(tmp_path, *args, **kw)
-        things.append(thing)
-        return thing
-
-    yield make
-    for thing in reversed(things):
-        thing.kill()
 
 
 def know_each_other(nodes):
