@@ -283,7 +283,7 @@ static uint32_t take_turn(struct fk_node *node, struct batch *b, uint32_t n_befo
     report_resets(node, b);
     uint32_t core_done = 0;
     for (uint32_t i = 0; i < n; i++)
-        if (!fk_node_stage_done(node, &b->done[i], now))
+        if (!fk_node_stage_done(node, &b->done[i]))
             b->done[core_done++] = b->done[i];
     if (core_done)
         fk_core_ssd_done(node->core, b->done, core_done, now);

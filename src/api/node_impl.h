@@ -288,7 +288,7 @@ bool fk_node_stage_wanted(const struct fk_node *node);
 uint32_t fk_node_stage_take(struct fk_node *node, struct fk_peers_stage *out, uint32_t max);
 void fk_node_stage_submit(struct fk_node *node, const struct fk_peers_stage *stage, uint32_t n, uint64_t now);
 /* false: it is the core's. */
-bool fk_node_stage_done(struct fk_node *node, const struct fk_core_ssd_done *done, uint64_t now);
+bool fk_node_stage_done(struct fk_node *node, const struct fk_core_ssd_done *done);
 struct json_t *fk_node_share_json(const struct fk_node *node);
 void fk_node_share_stats(struct fk_node *node, flexkv_stats *out);
 

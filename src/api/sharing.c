@@ -80,7 +80,7 @@ int fk_node_share_space(struct fk_space *s)
     };
 
     memcpy(d.fingerprint, s->fingerprint, sizeof(d.fingerprint));
-    int rc = fk_peers_space(node->sharing->peers, &d, fk_clock_us());
+    int rc = fk_peers_space(node->sharing->peers, &d);
     if (rc)
         return fk_api_fail(rc, "space %s: cannot be shared with other nodes: %s", s->name, strerror(-rc));
     for (size_t i = 0; i < node->groups.len; i++)
@@ -122,7 +122,7 @@ static int grant(void *ctx, const struct fk_block_ref *r, struct fk_grant *g)
 
     pthread_mutex_lock(&node->lock);
     /* A read can come before the node is whole. */
-    int rc = node->sharing ? fk_peers_grant(node->sharing->peers, r, g, fk_clock_us()) : -ENOENT;
+    int rc = node->sharing ? fk_peers_grant(node->sharing->peers, r, g) : -ENOENT;
     fk_node_unlock(node);
     return rc;
 }
@@ -161,11 +161,11 @@ void fk_node_stage_submit(struct fk_node *node, const struct fk_peers_stage *sta
     }
 }
 
-bool fk_node_stage_done(struct fk_node *node, const struct fk_core_ssd_done *done, uint64_t now)
+bool fk_node_stage_done(struct fk_node *node, const struct fk_core_ssd_done *done)
 {
     if ((done->id & STAGE_ID) != STAGE_ID)
         return false;
-    fk_peers_staged(node->sharing->peers, (uint32_t)done->id, done->status, now);
+    fk_peers_staged(node->sharing->peers, (uint32_t)done->id, done->status);
     return true;
 }
 

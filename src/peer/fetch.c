@@ -132,7 +132,6 @@ static void send_run(struct fk_peers *p, struct run *run, uint64_t now_us)
         rc = fk_transport_read(p->params.transport, peer, run->read, run->n, deadline);
     for (uint32_t i = 0; i < run->n; i++) {
         struct fetch *f = run->f[i];
-        f->peer = peer;
         f->share = run->n;
         f->sent_us = now_us;
         f->state = FETCH_SENT;

@@ -70,14 +70,13 @@ static int lend_from_ssd(struct fk_peers *p, struct peers_space *s, const struct
     return -EINPROGRESS;
 }
 
-int fk_peers_grant(struct fk_peers *p, const struct fk_block_ref *r, struct fk_grant *g, uint64_t now_us)
+int fk_peers_grant(struct fk_peers *p, const struct fk_block_ref *r, struct fk_grant *g)
 {
     struct peers_space *s = space_by_hash(p, r->space);
     struct fk_key key;
     uint32_t slot, loan;
     int rc = check_request(p, s, r, &key);
 
-    (void)now_us;
     if (!rc)
         rc = fk_core_lend(p->params.core, s->d.id, key, (enum fk_tier)r->tier, &slot, &loan);
     if (rc) {
@@ -172,12 +171,11 @@ bool fk_peers_wants_stage(const struct fk_peers *p)
     return false;
 }
 
-void fk_peers_staged(struct fk_peers *p, uint32_t id, int status, uint64_t now_us)
+void fk_peers_staged(struct fk_peers *p, uint32_t id, int status)
 {
     struct stage *st = &p->stage[id];
     struct peers_space *s = p->spaces.data[st->space];
 
-    (void)now_us;
     if (status) {
         uint64_t later = st->later;
         if (status == -EBADMSG)

@@ -104,12 +104,11 @@ static int share_places(struct fk_peers *p, const struct peers_space *s)
     return 0;
 }
 
-int fk_peers_space(struct fk_peers *p, const struct fk_peers_space *d, uint64_t now_us)
+int fk_peers_space(struct fk_peers *p, const struct fk_peers_space *d)
 {
     struct peers_space *s = calloc(1, sizeof(*s));
     int rc = s && fk_core_space_elsewhere(p->params.core, d->id) == 0 ? 0 : -ENOMEM;
 
-    (void)now_us;
     while (!rc && p->spaces.len <= d->id)
         rc = fk_vec_push(&p->spaces, NULL) ? -ENOMEM : 0;
     if (!rc) {

@@ -61,7 +61,7 @@ struct fk_peers_space {
 };
 /* A space that was just added to the core, before its first operation. What it holds already (found
  * again on SSD) is told as well. -ENOSPC: more spaces than a cluster's node can have; -ENOMEM. */
-int fk_peers_space(struct fk_peers *p, const struct fk_peers_space *space, uint64_t now_us);
+int fk_peers_space(struct fk_peers *p, const struct fk_peers_space *space);
 /* Blocks of this quota group are neither announced nor lent. */
 void fk_peers_group_private(struct fk_peers *p, uint32_t group);
 
@@ -83,14 +83,14 @@ void fk_peers_pump(struct fk_peers *p, uint64_t now_us);
 uint64_t fk_peers_next_wakeup(const struct fk_peers *p);
 
 /* The provider's two functions (transport.h). */
-int fk_peers_grant(struct fk_peers *p, const struct fk_block_ref *r, struct fk_grant *g, uint64_t now_us);
+int fk_peers_grant(struct fk_peers *p, const struct fk_block_ref *r, struct fk_grant *g);
 int fk_peers_release(struct fk_peers *p, const struct fk_block_ref *r, struct fk_grant *g);
 
 /* SSD blocks that others want: to be read into the buffer and verified, like a fill. */
 struct fk_peers_stage { uint32_t id, space, ssd_slot; struct fk_key key; void *buffer; };
 uint32_t fk_peers_take_stage(struct fk_peers *p, struct fk_peers_stage *out, uint32_t max);
 bool fk_peers_wants_stage(const struct fk_peers *p);
-void fk_peers_staged(struct fk_peers *p, uint32_t id, int status, uint64_t now_us);
+void fk_peers_staged(struct fk_peers *p, uint32_t id, int status);
 
 struct fk_peers_stats {
     uint64_t fetched_blocks, fetched_bytes, failed_blocks, retried;     /* from others */

@@ -34,7 +34,7 @@ struct fetch {                          /* a block that the core wants */
     struct fk_key key;
     struct fk_remote_hit hit;           /* SENT: who was asked for what */
     uint64_t epoch;
-    uint32_t space, cpu_slot, gen, peer, share;     /* share: reads sent with it */
+    uint32_t space, cpu_slot, gen, share;     /* share: reads sent with it */
     bool urgent;
     uint16_t tried[PEERS_TRIES];
     uint8_t n_tried, state;

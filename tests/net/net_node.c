@@ -185,7 +185,7 @@ static void open_space(struct net_world *w, struct net_node *p, uint32_t s)
     struct fk_peers_space ps = { .id = sp->id, .block_bytes = sp->slot_bytes, .slot_bytes = sp->slot_bytes,
                                  .pool = sp->pool, .slots = { sp->cpu_slots, sp->ssd_slots } };
     memcpy(ps.fingerprint, t->fingerprint, 16);
-    rc = fk_peers_space(p->peers, &ps, net_now(w, p));
+    rc = fk_peers_space(p->peers, &ps);
     NET_CHECK(w, rc == 0, "fk_peers_space: %d", rc);
     p->space_of[t->family] = s;
     net_after(w, p);

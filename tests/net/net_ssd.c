@@ -109,7 +109,7 @@ static void finish(struct net_world *w, struct net_node *p, const struct net_io 
 
     net_unuse(&sp->ssd_use[io->ssd_slot], io->kind == NET_IO_WRITE);
     if (io->kind == NET_IO_STAGE) {
-        fk_peers_staged(p->peers, (uint32_t)io->id, status, net_now(w, p));
+        fk_peers_staged(p->peers, (uint32_t)io->id, status);
     } else {
         struct fk_core_ssd_done done = { io->id, status };
         net_unuse(&sp->cpu_use[io->cpu_slot], io->kind == NET_IO_READ);

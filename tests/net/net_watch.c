@@ -256,7 +256,7 @@ int net_grant(void *ctx, const struct fk_block_ref *r, struct fk_grant *g)
     struct net_node *p = ctx;
 
     NET_CHECK(w, net_runs(w, net_at(w, p)), "sim: node %u is asked, and does not run", net_at(w, p));
-    int rc = fk_peers_grant(p->peers, r, g, net_now(w, p));
+    int rc = fk_peers_grant(p->peers, r, g);
     p->transport->now_us = net_now(w, p);       /* its own clock, not the reader's */
     NET_TRACE(w, "  node %u is asked for tier %u slot %u: %d", net_at(w, p), r->tier, r->slot, rc);
     if (rc == 0 || rc == -EINPROGRESS)
@@ -350,7 +350,7 @@ void net_spy(struct net_world *w, struct net_node *p)
         if (fk_key_equal(r.key, w->keys.data[key].key) && w->keys.len == 1)
             r.epoch--;
     }
-    int rc = fk_peers_grant(p->peers, &r, &g, net_now(w, p));
+    int rc = fk_peers_grant(p->peers, &r, &g);
     NET_CHECK(w, rc == -ENOENT || rc == -EACCES, "private: node %u is asked for key %u (namespace %u) in tier %u by who "
               "may not have it so, and says %d", net_at(w, p), key, w->keys.data[key].ns, tier, rc);
     net_after(w, p);
