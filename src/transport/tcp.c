@@ -18,7 +18,7 @@
 
 #define PIECE (1u << 20)                /* summed up, then sent or after it was received: within a processor's caches */
 #define TURN_BYTES (8u << 20)           /* received before others have their turn */
-#define WAKE_BYTES (512u << 10)         /* of a payload, that must be there before the thread is woken up */
+#define WAKE_BYTES PIECE                /* of a payload, that must be there before the thread is woken up */
 #define HEADS_BYTES 512u                /* read at a time while no payload is expected: it costs a copy */
 
 struct tcp_channel {
