@@ -26,6 +26,11 @@ static const struct fk_transport_ops *const transports[] = {
     &fk_transport_tcp, &fk_transport_mooncake,
     &fk_transport_loopback,
 };
+#ifdef FK_HAVE_FABRIC
+#define WITHOUT ""
+#else
+#define WITHOUT " (and fabric, if built with libfabric's headers)"
+#endif
 
 /* ---- lists ---- */
 
@@ -489,6 +494,16 @@ static const struct fk_transport_ops *find(const char *name)
     return NULL;
 }
 
+static int no_such(const char *name, char *error, size_t bytes)
+{
+    char names[200] = "";
+    size_t at = 0;
+
+    for (size_t i = 0; i < fk_array_size(transports) && at < sizeof(names); i++)
+        at += (size_t)snprintf(names + at, sizeof(names) - at, "%s%s", i ? ", " : "", transports[i]->name);
+    return fk_fail(error, bytes, -EINVAL, "there is no transport \"%s\"; there are %s" WITHOUT, name ? name : "", names);
+}
+
 static struct fk_transport *new_transport(const struct fk_transport_params *p)
 {
     struct fk_transport *t = calloc(1, sizeof(*t));
@@ -520,8 +535,7 @@ int fk_transport_open(const struct fk_transport_params *p, struct fk_transport *
     const struct fk_transport_ops *ops = find(p->transport);
 
     if (!ops)
-        return fk_fail(error, bytes, -EINVAL, "there is no transport \"%s\"; there are fabric "
-                       "(if built with libfabric's headers), nixl, mooncake, loopback", p->transport ? p->transport : "");
+        return no_such(p->transport, error, bytes);
     if (p->listen && (!p->provider.grant || !p->provider.release))
         return fk_fail(error, bytes, -EINVAL, "transport %s: to listen it needs a provider", ops->name);
     struct fk_transport *t = new_transport(p);
