@@ -384,6 +384,9 @@ static void io_done(struct fk_io *io)
     case SSD_IO_PROBE:
         ssd_device_probe_done(x, status);
         break;
+    case SSD_IO_HINT:                   /* lost is lost: the next one is on its way */
+        ssd->hint_busy = false;
+        break;
     case SSD_IO_SYNC:                   /* freed by who waits for it */
         x->status = status;
         x->finished = true;
@@ -457,6 +460,40 @@ uint32_t fk_ssd_take_done(struct fk_ssd *ssd, struct fk_ssd_done *out, uint32_t 
     return n;
 }
 
+/* --- the hint --- */
+
+bool ssd_hint_due(const struct fk_ssd *ssd)
+{
+    return ssd->hint_left && !ssd->hint_busy && !ssd->dirs[0].out;
+}
+
+void ssd_hint_tick(struct fk_ssd *ssd)
+{
+    struct ssd_io *x = ssd_hint_due(ssd) ? ssd_io_new(ssd, SSD_IO_HINT, 0) : NULL;
+
+    if (!x)
+        return;
+    ssd->hint_left = false;
+    ssd->hint_busy = true;
+    memset(ssd->hint_page, 0, SSD_PAGE);
+    memcpy(ssd->hint_page, &ssd->hint, sizeof(ssd->hint));
+    ssd_io_start(x, ssd->dirs[0].data_file, FK_IO_WRITE, ssd->hint_page, SSD_HINT_AT, SSD_PAGE);
+}
+
+void fk_ssd_set_hint(struct fk_ssd *ssd, const void *data, uint32_t bytes)
+{
+    ssd_hint_make(&ssd->hint, ssd->record_seed, data, bytes);
+    ssd->hint_left = true;
+}
+
+bool fk_ssd_hint(const struct fk_ssd *ssd, void *out, uint32_t bytes)
+{
+    if (!ssd_hint_check(&ssd->hint, ssd->record_seed) || ssd->hint.bytes < bytes)
+        return false;
+    memcpy(out, ssd->hint.data, bytes);
+    return true;
+}
+
 /* --- the rest of the interface --- */
 
 void fk_ssd_tick(struct fk_ssd *ssd, uint64_t now_us)
@@ -466,12 +503,13 @@ void fk_ssd_tick(struct fk_ssd *ssd, uint64_t now_us)
         ssd_device_tick(ssd, d);
         ssd_table_tick(ssd, d, false);
     }
+    ssd_hint_tick(ssd);
     ssd->engine->ops->flush(ssd->engine);
 }
 
 uint64_t fk_ssd_next_wakeup(const struct fk_ssd *ssd)
 {
-    uint64_t at = UINT64_MAX;
+    uint64_t at = ssd_hint_due(ssd) ? ssd->now_us : UINT64_MAX;
 
     for (uint32_t i = 0; i < ssd->geometry.n_dirs; i++) {
         const struct ssd_dir *d = &ssd->dirs[i];

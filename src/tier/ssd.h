@@ -110,6 +110,14 @@ void fk_ssd_forget(struct fk_ssd *ssd, uint32_t slot);
  */
 int fk_ssd_reset(struct fk_ssd *ssd, uint64_t now_us);
 
+/*
+ * Some bytes of the owner's that are kept with the store, as a help: in place of what they were, when the device takes
+ * them, and not waited for; they may be lost. What was there when it was opened, if it is sound and at least so long.
+ */
+#define FK_SSD_HINT_BYTES 240u
+void fk_ssd_set_hint(struct fk_ssd *ssd, const void *data, uint32_t bytes);
+bool fk_ssd_hint(const struct fk_ssd *ssd, void *out, uint32_t bytes);
+
 /* Directories: slot -> directory, and which are in use. The mask has a bit per directory. */
 uint32_t fk_ssd_dir_of(const struct fk_ssd *ssd, uint32_t slot);
 uint32_t fk_ssd_dirs_out(const struct fk_ssd *ssd);

@@ -134,6 +134,31 @@ void ssd_header_geometry(const struct ssd_header *h, struct ssd_geometry *g)
     };
 }
 
+/* --- hint --- */
+
+static const char hint_magic[8] = "FKHINT1";
+
+static uint32_t hint_crc(struct ssd_hint h, uint32_t seed)
+{
+    h.crc = 0;
+    return crc32c(seed, &h, sizeof(h));
+}
+
+void ssd_hint_make(struct ssd_hint *h, uint32_t seed, const void *data, uint32_t bytes)
+{
+    memset(h, 0, sizeof(*h));
+    memcpy(h->magic, hint_magic, sizeof(hint_magic));
+    h->bytes = fk_min(bytes, (uint32_t)sizeof(h->data));
+    memcpy(h->data, data, h->bytes);
+    h->crc = hint_crc(*h, seed);
+}
+
+bool ssd_hint_check(const struct ssd_hint *h, uint32_t seed)
+{
+    return memcmp(h->magic, hint_magic, sizeof(hint_magic)) == 0 && h->bytes <= sizeof(h->data) &&
+           h->crc == hint_crc(*h, seed);
+}
+
 /* --- records --- */
 
 uint32_t ssd_record_seed(const uint8_t uuid[16])

@@ -3,7 +3,8 @@
  * believed. Pure functions over bytes: used by the store, fsck and the fuzzer. Any thread.
  *
  *   NAME.table   page 0: header; then 64 bytes per slot of this directory, in local order
- *   NAME.data    page 0: copy of the header (and the place a failing device is tried at);
+ *   NAME.data    page 0: copy of the header (and the place a failing device is tried at); page 1, of the first
+ *                directory: the owner's hint;
  *                slots from SSD_DATA_START on
  *
  *   slot  0 1 2 3 | 4 5 6 7 | 8 9 ..    stripe_slots = 4, two directories:
@@ -82,6 +83,21 @@ void ssd_header_seal(struct ssd_header *h);
 /* Reads a page; *h is only to be used after SSD_HEADER_OK, when its geometry is sound. */
 enum ssd_header_state ssd_header_read(const void *page, struct ssd_header *h);
 void ssd_header_geometry(const struct ssd_header *h, struct ssd_geometry *g);
+
+/* --- hint --- */
+
+#define SSD_HINT_AT SSD_PAGE            /* in the data file */
+
+struct ssd_hint {
+    char magic[8];
+    uint32_t bytes, crc;                /* crc32c of all else, seeded with the store */
+    uint8_t data[240];
+};
+_Static_assert(sizeof(struct ssd_hint) == 256, "the hint's layout is the file format");
+
+void ssd_hint_make(struct ssd_hint *h, uint32_t seed, const void *data, uint32_t bytes);
+/* Is it one, of this store? */
+bool ssd_hint_check(const struct ssd_hint *h, uint32_t seed);
 
 /* --- records --- */
 

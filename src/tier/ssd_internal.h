@@ -38,7 +38,7 @@ struct ssd_request {
     bool alone;                         /* second try, after a read of many failed */
 };
 
-enum ssd_io_kind { SSD_IO_DATA, SSD_IO_TABLE, SSD_IO_PROBE, SSD_IO_SYNC };
+enum ssd_io_kind { SSD_IO_DATA, SSD_IO_TABLE, SSD_IO_PROBE, SSD_IO_SYNC, SSD_IO_HINT };
 
 /* One span of bytes of one file; continued here when the engine comes back short. */
 struct ssd_io {
@@ -108,7 +108,9 @@ struct fk_ssd {
     struct ssd_pool requests, ios;
     struct ssd_request *done, **done_tail;
     unsigned requests_inflight, others_inflight;
-    char *page;                         /* for headers, FK_SSD_ALIGN-aligned */
+    char *page, *hint_page;             /* for headers; for the hint; FK_SSD_ALIGN-aligned */
+    struct ssd_hint hint;               /* found at open, or set since */
+    bool hint_left, hint_busy;          /* to be written; being written, from hint_page */
     bool stuck;                         /* an I/O never came back: memory must stay */
     struct fk_ssd_stats stats;
 };
@@ -124,6 +126,11 @@ int ssd_io_sync(struct fk_ssd *ssd, uint32_t dir, uint32_t file, enum fk_io_op o
                 uint64_t offset, uint32_t bytes);
 /* Handles what the engine has finished, whoever's it is; returns how many. */
 int ssd_reap(struct fk_ssd *ssd, uint64_t timeout_us);
+
+/* The hint is written, if there is a new one and the device is in use. */
+void ssd_hint_tick(struct fk_ssd *ssd);
+/* Can it be, now? */
+bool ssd_hint_due(const struct fk_ssd *ssd);
 
 /* --- ssd_device.c --- */
 

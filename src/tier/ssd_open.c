@@ -327,6 +327,18 @@ static void mend_headers(struct fk_ssd *ssd, const struct look *looks)
     }
 }
 
+/* One that can't be read is none. */
+static int load_hint(struct fk_ssd *ssd)
+{
+    int rc = ssd_io_sync(ssd, 0, ssd->dirs[0].data_file, FK_IO_READ, ssd->hint_page, SSD_HINT_AT, SSD_PAGE);
+
+    if (ssd->stuck)
+        return rc;
+    if (rc == 0)
+        memcpy(&ssd->hint, ssd->hint_page, sizeof(ssd->hint));
+    return 0;
+}
+
 static int use_store(struct opening *o, const struct look *looks, const struct ssd_header *ref)
 {
     struct fk_ssd *ssd = o->ssd;
@@ -354,6 +366,9 @@ static int use_store(struct opening *o, const struct look *looks, const struct s
     rc = ssd_table_load(ssd);
     if (rc < 0)
         return fail(o, rc, "can't read store %s: %s", ssd->name, strerror(-rc));
+    rc = load_hint(ssd);
+    if (rc < 0)
+        return fail(o, rc, "%s does not answer; check the device", ssd->dirs[0].data_path);
     mend_headers(ssd, looks);
     return 0;
 }
@@ -436,8 +451,9 @@ static int init(struct fk_ssd *ssd, const struct fk_ssd_params *p)
     ssd->ios.object_bytes = sizeof(struct ssd_io);
     ssd->done_tail = &ssd->done;
     ssd->page = aligned_alloc(SSD_PAGE, SSD_PAGE);
+    ssd->hint_page = aligned_alloc(SSD_PAGE, SSD_PAGE);
     ssd->checksums = calloc(p->n_slots, sizeof(*ssd->checksums));
-    if (!ssd->page || !ssd->checksums)
+    if (!ssd->page || !ssd->hint_page || !ssd->checksums)
         return -ENOMEM;
     for (uint32_t i = 0; i < p->n_dirs; i++) {
         if (init_dir(ssd, i, p->dirs[i]) < 0)
@@ -494,6 +510,7 @@ static void destroy(struct fk_ssd *ssd)
     ssd_pool_free(&ssd->ios);
     free(ssd->checksums);
     free(ssd->page);
+    free(ssd->hint_page);
     free(ssd);
 }
 
@@ -525,14 +542,14 @@ int fk_ssd_open(const struct fk_ssd_params *params, struct fk_ssd **out,
     return rc;
 }
 
-/* True while a directory in use has records to write. */
+/* True while a directory in use has records, or the hint, to write. */
 static bool records_left(const struct fk_ssd *ssd)
 {
     for (uint32_t i = 0; i < ssd->geometry.n_dirs; i++) {
         if (!ssd->dirs[i].out && ssd->dirs[i].pending.len > 0)
             return true;
     }
-    return false;
+    return ssd_hint_due(ssd);
 }
 
 void fk_ssd_close(struct fk_ssd *ssd)
@@ -542,6 +559,7 @@ void fk_ssd_close(struct fk_ssd *ssd)
     for (int tries = 0; tries < CLOSE_TRIES && !ssd->stuck;) {
         for (uint32_t i = 0; i < ssd->geometry.n_dirs; i++)
             ssd_table_tick(ssd, i, true);
+        ssd_hint_tick(ssd);
         ssd->engine->ops->flush(ssd->engine);
         if (fk_ssd_inflight(ssd) == 0 && !records_left(ssd))
             break;
