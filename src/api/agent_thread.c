@@ -58,11 +58,12 @@ static void *agent_main(void *arg)
         int status = registered ? 0 : -ENOTCONN;
         uint64_t start = fk_clock_us();
         uint32_t ok = registered ? copy_job(node, in, worker, job, &status) : 0;
+        uint64_t end = fk_clock_us();
 
         pthread_mutex_lock(&node->lock);
         if (job->to_engine)
-            fk_rates_copied(in->space, ok, fk_clock_us() - start);
-        fk_core_job_done(node->core, job, ok, status ? status : -ECANCELED, fk_clock_us());
+            fk_rates_copied(in->space, ok, end - start, end);
+        fk_core_job_done(node->core, job, ok, status ? status : -ECANCELED, end);
         pthread_cond_broadcast(&node->idle);
         fk_node_unlock(node);
         pthread_mutex_lock(&node->lock);

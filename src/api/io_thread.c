@@ -201,6 +201,7 @@ static void note_read_rates(struct fk_node *node, uint64_t now)
             continue;
         fk_ssd_get_stats(s->ssd, &st);
         fk_rates_read(s, st.read_bytes, now, fk_core_reads(node->core, s->id) != 0);
+        fk_rates_save(s, now, false);
     }
 }
 

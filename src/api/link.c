@@ -428,7 +428,7 @@ static void direct_done(struct fk_link *l, struct fk_job *job, const struct fk_r
     int status = r->status ? r->status : -ECANCELED;
 
     memcpy(job->residues + (uint64_t)l->hello.worker * n, residues, n * sizeof(*residues));
-    fk_rates_read_direct(l->in->space, r->ok, r->us);
+    fk_rates_read_direct(l->in->space, r->ok, r->us, fk_clock_us());
     if (last)
         sound = sound_blocks(l, job);
     if (sound < ok) {                   /* or another worker has read less than this one */
@@ -473,7 +473,7 @@ static int take_report(struct fk_link *l, const struct fk_ring_report *r, const 
         return 0;
     }
     if (job->to_engine)
-        fk_rates_copied(l->in->space, r->ok, r->us);
+        fk_rates_copied(l->in->space, r->ok, r->us, fk_clock_us());
     fk_core_job_done(l->node->core, job, ok, r->status ? r->status : -ECANCELED, fk_clock_us());
     return 0;
 }

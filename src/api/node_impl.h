@@ -56,8 +56,10 @@ struct fk_space {                   /* one KV geometry and its share of the tier
     struct fk_names_file *names_file;   /* the same on SSD; NULL: no SSD, or events are off */
     uint32_t dirs_out;              /* as last told to the core */
     struct fk_rates {               /* what moving and computing take; see rates.c */
-        double copy_us, ssd_us, fetch_us, compute_us;   /* per block; 0: not known */
-        uint64_t ssd_busy_since, ssd_bytes;
+        struct fk_rate copy, ssd, fetch;    /* of a block */
+        double compute_us;              /* 0: not known */
+        uint64_t ssd_busy_since, ssd_bytes, saved_us;
+        bool changed;                   /* since it was saved */
     } rates;
 };
 
@@ -225,12 +227,16 @@ int fk_node_take_completions(struct fk_node *node, flexkv_completion *out, int m
 extern const struct fk_node_vt fk_local_vt;
 
 /* rates.c, with the lock: what the tiers have shown lately goes to the core. */
-void fk_rates_copied(struct fk_space *space, uint32_t blocks, uint64_t us);
-void fk_rates_fetched(struct fk_space *space, double us_per_block);
+void fk_rates_copied(struct fk_space *space, uint32_t blocks, uint64_t us, uint64_t now_us);
+void fk_rates_fetched(struct fk_space *space, const struct fk_rate *block);
 /* By a worker, straight from the SSD to its pages. */
-void fk_rates_read_direct(struct fk_space *space, uint32_t blocks, uint64_t us);
+void fk_rates_read_direct(struct fk_space *space, uint32_t blocks, uint64_t us, uint64_t now_us);
 void fk_rates_read(struct fk_space *space, uint64_t bytes, uint64_t now_us, bool busy);
 int fk_local_set_compute_rate(flexkv_space *space, double tokens_per_second);
+uint32_t fk_rates_probe_blocks(const struct fk_space *space);
+/* With both locks: what was known when the SSD's files were used last; and to those who come after. */
+void fk_rates_recall(struct fk_space *space);
+void fk_rates_save(struct fk_space *space, uint64_t now_us, bool end);
 
 /* link.c: agents of other processes. With the lock: */
 /* Jobs go to their rings; returns whether workers of this process may have some too. */

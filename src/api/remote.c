@@ -11,6 +11,7 @@
  */
 #include <endian.h>
 #include <jansson.h>
+#include <math.h>
 #include <stdio.h>
 
 #include "api/remote.h"
@@ -326,6 +327,15 @@ static bool sure(void *arg, uint64_t user)
 
 /* ---- the thread ---- */
 
+/* A block is had from one or the other, and the core is not told from whom. */
+static void mix(struct fk_rate *r, const struct fk_rate *other, double share)
+{
+    double apart = fabs(other->us - r->us);
+
+    r->us += share * (other->us - r->us);
+    r->spread_us += share * (other->spread_us - r->spread_us) + 2 * share * (1 - share) * apart;
+}
+
 /* What a block takes from elsewhere: of peers and store, as each has served lately. */
 static void tell_rates(struct fk_node *node)
 {
@@ -336,12 +346,14 @@ static void tell_rates(struct fk_node *node)
     if (node->sharing)
         fk_peers_get_stats(node->sharing->peers, &ps);
     for (struct fk_space *s = node->spaces; s; s = s->next) {
-        double store_us = s->store_id == FK_NONE ? 0 : fk_store_block_us(node->remote->store, s->store_id);
-        double peer_us = node->sharing ? fk_peers_block_us(node->sharing->peers, s->id) : 0;
-        double n = (double)ps.fetched_blocks + (double)st.read_blocks;
-        if (store_us > 0 && peer_us > 0)
-            store_us = (store_us * (double)st.read_blocks + peer_us * (double)ps.fetched_blocks) / n;
-        fk_rates_fetched(s, store_us > 0 ? store_us : peer_us);
+        struct fk_rate r = { 0 }, peer = { 0 };
+        if (s->store_id != FK_NONE)
+            r = fk_store_block_rate(node->remote->store, s->store_id);
+        if (node->sharing)
+            peer = fk_peers_block_rate(node->sharing->peers, s->id);
+        if (r.us > 0 && peer.us > 0)
+            mix(&r, &peer, (double)ps.fetched_blocks / (double)(ps.fetched_blocks + st.read_blocks));
+        fk_rates_fetched(s, r.us > 0 ? &r : &peer);
     }
 }
 

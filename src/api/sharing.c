@@ -183,8 +183,10 @@ static uint64_t turn(void *ctx)
         sh->has_thread = true;
         sh->signalled = false;
         fk_peers_pump(sh->peers, now);
-        for (struct fk_space *s = node->remote ? NULL : node->spaces; s; s = s->next)
-            fk_rates_fetched(s, fk_peers_block_us(sh->peers, s->id));   /* with a store remote.c tells what both take */
+        for (struct fk_space *s = node->remote ? NULL : node->spaces; s; s = s->next) {
+            struct fk_rate block = fk_peers_block_rate(sh->peers, s->id);
+            fk_rates_fetched(s, &block);    /* with a store remote.c tells what both take */
+        }
         next = fk_peers_next_wakeup(sh->peers);
     }
     fk_node_unlock(node);

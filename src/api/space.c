@@ -124,8 +124,10 @@ uint32_t fk_space_group_of(const struct fk_space *s, const char *namespace_name)
 
 void fk_space_close_store(struct fk_space *s)
 {
-    if (s->ssd)
+    if (s->ssd) {
+        fk_rates_save(s, 0, true);
         fk_ssd_close(s->ssd);
+    }
     s->ssd = NULL;
 }
 
@@ -232,6 +234,7 @@ static int add_to_core(struct fk_space *s, const uint32_t slots[FK_TIERS],
         .cpu_slots = slots[FK_TIER_CPU], .ssd_slots = slots[FK_TIER_SSD],
         .ssd_dirs = s->ssd ? (uint32_t)s->node->set->ssd_cache_dir.count : 0,
         .ssd_stripe_slots = s->ssd ? fk_ssd_stripe_slots(s->ssd) : 0,
+        .probe_blocks = fk_rates_probe_blocks(s),
     };
     int rc = fk_core_space_add(s->node->core, &params, &s->id);
 
@@ -243,7 +246,10 @@ static int add_to_core(struct fk_space *s, const uint32_t slots[FK_TIERS],
         rc = fk_node_share_space(s);
     else if (!rc && s->node->remote)
         rc = fk_core_space_elsewhere(s->node->core, s->id);
-    return rc || !s->ssd ? rc : recover(s, list);
+    if (rc)
+        return rc;
+    fk_rates_recall(s);
+    return s->ssd ? recover(s, list) : 0;
 }
 
 /* With the io_lock: everything that may wait for files and memory is done before the core's

@@ -66,9 +66,9 @@ static json_t *spaces_json(const struct fk_node *node)
         json_object_set_new(o, "ssd_slots", number(s->ssd_slots));
         json_object_set_new(o, "cpu_used", number(s->cpu_slots - free_slots[FK_TIER_CPU]));
         json_object_set_new(o, "ssd_used", number(s->ssd_slots - free_slots[FK_TIER_SSD]));
-        json_object_set_new(o, "copy_us_per_block", json_real(s->rates.copy_us));
-        json_object_set_new(o, "ssd_us_per_block", json_real(s->rates.ssd_us));
-        json_object_set_new(o, "peer_us_per_block", json_real(s->rates.fetch_us));
+        json_object_set_new(o, "copy_us_per_block", json_real(s->rates.copy.us));
+        json_object_set_new(o, "ssd_us_per_block", json_real(s->rates.ssd.us));
+        json_object_set_new(o, "peer_us_per_block", json_real(s->rates.fetch.us));
         json_object_set_new(o, "compute_us_per_block", json_real(s->rates.compute_us));
         json_array_append_new(list, o);
     }

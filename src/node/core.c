@@ -61,6 +61,9 @@ void fk_core_destroy(struct fk_core *core)
     for (int from = 0; from < FILL_SOURCES; from++)
         for (int high = 0; high < 2; high++)
             fk_vec_free(&core->fill_queue[from][high].v);
+    for (uint32_t s = 0; s < core->ix.n_spaces; s++)
+        for (int from = 0; from < FILL_SOURCES; from++)
+            free(core->spaces[s].probe[from].keys);
     fk_vec_free(&core->writes.v);
     fk_vec_free(&core->completions.v);
     fk_index_fini(&core->ix);
@@ -80,7 +83,7 @@ int fk_core_space_add(struct fk_core *core, const struct fk_core_space_params *p
         return rc;
     core->spaces[*space] = (struct core_space){
         .cpu_slots = p->cpu_slots, .ssd_slots = p->ssd_slots,
-        .ssd_dirs = p->ssd_dirs, .backlog_max = fk_max(p->cpu_slots / 2, 1u),
+        .ssd_dirs = p->ssd_dirs, .probe_blocks = fk_min(p->probe_blocks, FK_CORE_PROBE_MAX), .backlog_max = fk_max(p->cpu_slots / 2, 1u),
     };
     if (p->ssd_slots)
         core->spaces[*space].reserve = fk_min(fk_max(p->cpu_slots / 64, 2u),
@@ -110,6 +113,7 @@ uint32_t core_tick_now(struct fk_core *core, uint64_t now_us)
 {
     uint64_t now_ms = now_us / 1000;
 
+    core->now_us = now_us;
     if (core->tick >= REBASE_AT) {
         fk_index_rebase(&core->ix, REBASE_BY);
         core->tick -= REBASE_BY;
@@ -143,6 +147,7 @@ static void expire(struct fk_core *core, uint64_t now_us)
     for (size_t i = 0; i < core->ops.len; i++)
         if ((core->ops.data[i].gen & 1) && !core->ops.data[i].reported)
             core_op_check_deadline(core, &core->ops.data[i], now_us);
+    core_probes_run(core, now_us);
 }
 
 void fk_core_tick(struct fk_core *core, uint64_t now_us)

@@ -29,6 +29,7 @@
 #include <stdint.h>
 
 #include "base/key.h"
+#include "base/rate.h"
 #include "flexkv/flexkv.h"
 #include "index/policy.h"
 
@@ -51,11 +52,14 @@ struct fk_core_params {
     uint64_t seed;                  /* of the policies' sampling */
 };
 
+#define FK_CORE_PROBE_MAX 256u
 struct fk_core_space_params {
     uint32_t cpu_slots;             /* >= 1 */
     uint32_t ssd_slots;             /* 0: no SSD tier */
     uint32_t ssd_stripe_slots;      /* slots in a row on one directory, from the tier */
     uint32_t ssd_dirs;              /* 1..32 when ssd_slots > 0 */
+    uint32_t probe_blocks;          /* read in the background to see how fast a tier is, at most
+                                       FK_CORE_PROBE_MAX; 0: never */
 };
 
 int fk_core_create(const struct fk_core_params *params, struct fk_core **out);
@@ -249,9 +253,13 @@ uint32_t fk_core_present(const struct fk_core *core, uint32_t *at, struct fk_cor
 void fk_core_tick(struct fk_core *core, uint64_t now_us);
 uint64_t fk_core_next_wakeup(const struct fk_core *core);       /* UINT64_MAX: none */
 
-/* What a block takes, in microseconds; 0: not known. A match is cut to what is loaded sooner than
- * computed. */
-struct fk_core_costs { double copy_us, ssd_us, fetch_us, compute_us; };
+/*
+ * What a block takes to copy, to read from SSD, to fetch from elsewhere, and to compute; load_us: what a load from SSD or
+ * elsewhere takes besides. With compute_us known (not 0) a match is cut to what surely is loaded sooner than computed:
+ * nothing from SSD or elsewhere while that rate is not known. Probes (worth.c) see to it that it becomes known, and is
+ * looked at again while matches are cut.
+ */
+struct fk_core_costs { struct fk_rate copy, ssd, fetch; double load_us, compute_us; };
 void fk_core_set_costs(struct fk_core *core, uint32_t space, const struct fk_core_costs *costs);
 /* Blocks of the space on their way from SSD. */
 uint32_t fk_core_reads(const struct fk_core *core, uint32_t space);

@@ -44,6 +44,7 @@ struct op {
     bool starved;                   /* waits for a free cpu slot */
     bool layerwise, told;           /* one job, of all its blocks; it has been made */
     bool direct;                    /* workers read from SSD what is only there; a prefetch leaves it */
+    bool silent;                    /* a probe: nobody hears of its end */
     uint32_t counter;
     bool touched;                   /* scratch mark of a batch of SSD completions */
     int status;                     /* why it is ending early, 0: it isn't */
@@ -69,6 +70,16 @@ struct lease {
 };
 
 enum fill_source { FILL_SSD, FILL_ELSEWHERE, FILL_SOURCES };
+
+/* Where a block's bytes would come from. */
+enum core_place { CORE_IN_CPU, CORE_ON_SSD, CORE_ELSEWHERE };
+
+struct core_probe {                 /* see worth.c */
+    uint64_t due_us, latest_us;     /* due 0: nothing is noted */
+    uint64_t not_before_us;         /* the next one */
+    struct fk_key *keys, parent;    /* of a run of blocks; parent: of the first, zero: none */
+    uint32_t n, group;
+};
 
 struct fill {
     uint32_t gen;                   /* odd while in use */
@@ -107,8 +118,11 @@ struct core_space {
     uint32_t backlog, backlog_max;  /* SSD writes queued or in flight */
     uint32_t dirs_out;
     uint32_t n_fills[FILL_SOURCES];
+    uint32_t n_writes;              /* of the backlog: with the shell */
     bool elsewhere;                 /* what is not here may be asked for elsewhere */
     struct fk_core_costs costs;
+    uint32_t probe_blocks;
+    struct core_probe probe[FILL_SOURCES];
 };
 
 /* A first-in first-out queue on a growable array. */
@@ -131,6 +145,7 @@ struct fk_core {
     uint32_t *group_tags;           /* of each index group */
     uint32_t tick;
     uint64_t tick_base_ms;
+    uint64_t now_us;                /* when the tick was last moved */
     uint64_t next_deadline_us;      /* no op or lease ends before */
 
     FK_VEC(struct op) ops;
@@ -166,8 +181,22 @@ struct lease *core_lease_find(const struct fk_core *core, uint64_t id);
 /* Up to `reach` keys in all, though some are not here: as far as the index has room. */
 void core_lease_extend(struct fk_core *core, struct lease **l, uint32_t instance, uint32_t group,
                        const struct fk_key *keys, uint32_t reach);
+/* The entry, pinned, of a block that is to be asked for elsewhere, or is here behind such; FK_NONE: it can't be had so. */
+uint32_t core_lease_claim(struct fk_core *core, struct fk_key key, uint32_t parent, uint32_t space, uint32_t group);
 void core_lease_free(struct fk_core *core, struct lease *l);
 void core_lease_drop(struct fk_core *core, struct lease *l);
+
+/* worth.c */
+enum core_place core_place_of(struct fk_core *core, uint32_t entry);
+/* How many of the leased blocks to load: the number that surely saves the most time, where each block costs its copy, and its
+ * read if it is not in cpu, and saves its computing. What is under way comes first. Those before `first` have been judged. */
+uint32_t core_worth(struct fk_core *core, const struct lease *l, uint32_t first);
+/* The lease's blocks from `first` on are left out: their tier is looked at in the background. */
+void core_probe_declined(struct fk_core *core, const struct lease *l, uint32_t first, uint64_t now_us);
+/* The block's copy in cpu goes now. */
+void core_probe_left_cpu(struct fk_core *core, uint32_t entry);
+/* Begins those whose time has come, notes when the others' comes. */
+void core_probes_run(struct fk_core *core, uint64_t now_us);
 
 /* op.c */
 struct op *core_op_new(struct fk_core *core, enum flexkv_op_kind kind, uint32_t instance, uint32_t n,

@@ -61,19 +61,7 @@ struct lease *core_lease_find(const struct fk_core *core, uint64_t id)
     return &core->leases.data[at];
 }
 
-/* Where a block's bytes would come from. */
-enum place { IN_CPU, ON_SSD, ELSEWHERE };
-
-static enum place place_of(struct fk_core *core, uint32_t entry)
-{
-    const struct fk_entry *e = &core->ix.entries[entry];
-
-    if (fk_entry_in(e, FK_TIER_CPU) == FK_READY)
-        return IN_CPU;
-    return fk_entry_on_ssd(&core->ix, e) ? ON_SSD : ELSEWHERE;
-}
-
-static void count_place(struct flexkv_match_result *out, enum place at, uint32_t by)
+static void count_place(struct flexkv_match_result *out, enum core_place at, uint32_t by)
 {
     uint32_t *of[] = { &out->cpu_blocks, &out->ssd_blocks, &out->peer_blocks };
 
@@ -96,59 +84,22 @@ static void pin_visible(struct fk_core *core, struct lease *l, uint32_t space, u
             break;
         if (!fk_entry_visible(ix, e))
             break;
-        count_place(out, place_of(core, l->entries[i]), 1);
+        count_place(out, core_place_of(core, l->entries[i]), 1);
         fk_index_pin(ix, l->entries[i]);
         l->n++;
     }
 }
 
-/* What was slow may have become fast: each time it is declined it looks a little better, until it is
- * tried, and measured, again. */
-#define FORGET 0.98
-
-/*
- * How many of the leased blocks are worth loading: the number that saves the most time, where each
- * block costs its copy, and its read if it is not in cpu, and saves its computing. The reads already
- * under way come first. The blocks before `first` have been judged.
- */
-static uint32_t worth_loading(struct fk_core *core, const struct lease *l, uint32_t first)
-{
-    const struct core_space *sp = &core->spaces[l->space];
-    const struct fk_core_costs *c = &sp->costs;
-    double cost[] = { 0, c->ssd_us, c->fetch_us };
-    double wait[] = { 0, sp->n_fills[FILL_SSD] * c->ssd_us, sp->n_fills[FILL_ELSEWHERE] * c->fetch_us };
-    double gain = 0, best = 0;
-    uint32_t n = first;
-
-    if (!c->compute_us)
-        return l->n;
-    for (uint32_t i = first; i < l->n; i++) {
-        enum place at = place_of(core, l->entries[i]);
-        gain += c->compute_us - c->copy_us - cost[at] - wait[at];
-        wait[at] = 0;
-        if (gain > best) {
-            best = gain;
-            n = i + 1;
-        }
-    }
-    return n;
-}
-
 static void decline(struct fk_core *core, struct lease *l, uint32_t n,
                     struct flexkv_match_result *out)
 {
-    struct fk_core_costs *c = &core->spaces[l->space].costs;
     struct flexkv_match_result before = *out;
 
     core->stats.declined_blocks += l->n - n;
     while (l->n > n) {
-        count_place(out, place_of(core, l->entries[--l->n]), -1u);
+        count_place(out, core_place_of(core, l->entries[--l->n]), -1u);
         fk_index_unpin(&core->ix, l->entries[l->n]);
     }
-    if (out->ssd_blocks < before.ssd_blocks)
-        c->ssd_us *= FORGET;
-    if (out->peer_blocks < before.peer_blocks)
-        c->fetch_us *= FORGET;
     if (FK_BUG(13))
         out->blocks = before.blocks;
 }
@@ -179,12 +130,15 @@ struct lease *core_lease_known(struct fk_core *core, uint32_t instance, const st
 }
 
 /* Cuts the lease to what is worth loading. */
-static void judge(struct fk_core *core, struct lease *l, uint32_t first, struct flexkv_match_result *out)
+static void judge(struct fk_core *core, struct lease *l, uint32_t first, uint64_t now_us,
+                  struct flexkv_match_result *out)
 {
-    uint32_t worth = worth_loading(core, l, first);
+    uint32_t worth = core_worth(core, l, first);
 
-    if (worth < l->n)
-        decline(core, l, worth, out);
+    if (worth == l->n)
+        return;
+    core_probe_declined(core, l, worth, now_us);
+    decline(core, l, worth, out);
 }
 
 static void give_out(struct fk_core *core, struct lease *l, uint64_t now_us, struct flexkv_match_result *out)
@@ -224,15 +178,14 @@ void fk_core_match(struct fk_core *core, uint32_t instance, const struct fk_key 
     struct lease *l = lease_known(core, instance, keys, n, out);
     if (!l)
         return;
-    judge(core, l, 0, out);
+    judge(core, l, 0, now_us, out);
     give_out(core, l, now_us, out);
     count_hits(core, &(struct flexkv_match_result){ 0 }, out);
 }
 
 /* ---- blocks that others have ---- */
 
-/* The entry of a block that is to be asked for elsewhere, or is here behind such; FK_NONE: it can't be had so. */
-static uint32_t claim(struct fk_core *core, struct fk_key key, uint32_t parent, uint32_t space, uint32_t group)
+uint32_t core_lease_claim(struct fk_core *core, struct fk_key key, uint32_t parent, uint32_t space, uint32_t group)
 {
     struct fk_index *ix = &core->ix;
     uint32_t entry = fk_index_find(ix, key);
@@ -268,7 +221,7 @@ void core_lease_extend(struct fk_core *core, struct lease **lease, uint32_t inst
     }
     while (l->n < reach) {
         uint32_t parent = l->n ? l->entries[l->n - 1] : FK_NONE;
-        uint32_t entry = claim(core, keys[l->n], parent, space, group);
+        uint32_t entry = core_lease_claim(core, keys[l->n], parent, space, group);
         if (entry == FK_NONE)
             break;
         l->entries[l->n++] = entry;
@@ -295,8 +248,8 @@ void fk_core_match_extend(struct fk_core *core, uint32_t instance, uint32_t grou
     if (!l || l->n == n)
         return;
     for (uint32_t i = n; i < l->n; i++)
-        count_place(out, place_of(core, l->entries[i]), 1);
-    judge(core, l, n, out);
+        count_place(out, core_place_of(core, l->entries[i]), 1);
+    judge(core, l, n, now_us, out);
     give_out(core, l, now_us, out);
     count_hits(core, &before, out);
 }

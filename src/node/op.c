@@ -116,6 +116,9 @@ static void report(struct fk_core *core, struct op *op, uint32_t flags)
     uint32_t ok = leading_done(op);
     int status = 0;
 
+    op->reported = true;
+    if (op->silent && !FK_BUG(17))
+        return;
     if (ok < op->n)
         status = op->status ? op->status : op->blocks[ok].status;
     for (uint32_t i = 0; op->results && i < op->n; i++)
@@ -127,7 +130,6 @@ static void report(struct fk_core *core, struct op *op, uint32_t flags)
         .blocks_ok = ok, .flags = flags,
     };
     (void)fifo_push(&core->completions, c);
-    op->reported = true;
 }
 
 static void finish(struct fk_core *core, struct op *op)

@@ -22,6 +22,8 @@ static bool is_out(struct fk_core *core, uint32_t victim, enum fk_tier tier)
 static void evict(struct fk_core *core, uint32_t victim, enum fk_tier tier)
 {
     fk_index_prefetch_before(&core->ix, victim);
+    if (tier == FK_TIER_CPU)
+        core_probe_left_cpu(core, victim);
     if (fk_unlikely(is_out(core, victim, tier)))
         fk_index_defer(&core->ix, victim, tier, core->tick);
     else if (fk_likely(fk_index_droppable(&core->ix, victim, tier)))

@@ -134,6 +134,7 @@ static bool take_write(struct fk_core *core, struct fk_core_ssd_req *req)
         write_done(core, req->id, -ECANCELED);
         return false;
     }
+    core->spaces[req->space].n_writes++;
     req->ssd_slot = e->slot[FK_TIER_SSD];
     req->cpu_slot = e->slot[FK_TIER_CPU];
     req->key = e->key;
@@ -163,10 +164,13 @@ void fk_core_ssd_done(struct fk_core *core, const struct fk_core_ssd_done *done,
 {
     core_tick_now(core, now_us);
     for (uint32_t i = 0; i < n; i++) {
-        if (done[i].id & WRITE_ID)
+        if (done[i].id & WRITE_ID) {
+            const struct fk_entry *e = &core->ix.entries[(uint32_t)done[i].id];
+            core->spaces[core->ix.groups[e->group].space].n_writes--;
             write_done(core, done[i].id, done[i].status);
-        else
+        } else {
             core_fill_done(core, (uint32_t)done[i].id - 1, done[i].status, false);
+        }
     }
     core_fills_settle(core);
 }

@@ -8,7 +8,6 @@
 #define BUSY_PAUSE_US 2000u             /* the holder, or the transport, can't take it now */
 #define WARN_EVERY_US 60000000u
 #define WINDOW_US 20000u
-#define WEIGHT 0.2
 
 static struct fetch *fetch_new(struct fk_peers *p, const struct fk_core_fetch *want, uint64_t now_us)
 {
@@ -231,7 +230,7 @@ static void count_time(struct fk_peers *p, const struct fetch *f, uint64_t bytes
         return;
     double seen = (double)us / (double)p->busy_bytes;
     if (!p->busy_connecting)
-        p->us_per_byte = p->us_per_byte ? p->us_per_byte + WEIGHT * (seen - p->us_per_byte) : seen;
+        fk_rate_note(&p->byte, seen, 1, now_us);
     window_start(p, now_us);
 }
 

@@ -284,9 +284,9 @@ void fk_peers_get_stats(const struct fk_peers *p, struct fk_peers_stats *out)
     *out = p->stats;
 }
 
-double fk_peers_block_us(const struct fk_peers *p, uint32_t space)
+struct fk_rate fk_peers_block_rate(const struct fk_peers *p, uint32_t space)
 {
     const struct peers_space *s = peers_space(p, space);
 
-    return s ? p->us_per_byte * (double)s->d.block_bytes : 0;
+    return s ? fk_rate_of(&p->byte, (double)s->d.block_bytes) : (struct fk_rate){ 0 };
 }

@@ -99,8 +99,8 @@ struct fk_peers_stats {
     uint64_t in_flight, lent_now, quarantined;
 };
 void fk_peers_get_stats(const struct fk_peers *p, struct fk_peers_stats *out);
-/* Microseconds a block takes lately; 0: not known. */
-double fk_peers_block_us(const struct fk_peers *p, uint32_t space);
+/* What a block takes lately. */
+struct fk_rate fk_peers_block_rate(const struct fk_peers *p, uint32_t space);
 /* Invariants; NULL or what is wrong. */
 const char *fk_peers_check(const struct fk_peers *p);
 

@@ -73,7 +73,7 @@ struct fk_peers {
     uint64_t busy_since_us, busy_bytes, busy_blocks;    /* a window of fetching */
     bool busy_connecting;
     FK_VEC(uint64_t) answered;          /* by the cluster's number of a node: its epoch, once it has */
-    double us_per_byte;
+    struct fk_rate byte;                /* what one takes */
     struct fk_peers_stats stats;
 };
 

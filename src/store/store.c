@@ -489,12 +489,12 @@ void fk_store_get_stats(struct fk_store *s, struct fk_store_stats *out)
     }
 }
 
-double fk_store_block_us(const struct fk_store *store, uint32_t space)
+struct fk_rate fk_store_block_rate(const struct fk_store *store, uint32_t space)
 {
     struct fk_store *s = (struct fk_store *)(uintptr_t)store;
 
     pthread_mutex_lock(&s->lock);
-    double us = s->us_per_byte * (double)s->spaces[space]->block_bytes;
+    struct fk_rate r = fk_rate_of(&s->byte, (double)s->spaces[space]->block_bytes);
     pthread_mutex_unlock(&s->lock);
-    return us;
+    return r;
 }

@@ -34,6 +34,7 @@
 #include <stdint.h>
 
 #include "base/key.h"
+#include "base/rate.h"
 
 #define FK_STORE_SPACES 64
 #define FK_STORE_NOTE_MAX 3968u
@@ -140,7 +141,7 @@ struct fk_store_stats {
     uint32_t queued, running, quarantined;      /* now */
 };
 void fk_store_get_stats(struct fk_store *store, struct fk_store_stats *out);
-/* Microseconds a block takes lately, with as many at a time as there were; 0: not known. */
-double fk_store_block_us(const struct fk_store *store, uint32_t space);
+/* What a block takes lately, with as many at a time as there were. */
+struct fk_rate fk_store_block_rate(const struct fk_store *store, uint32_t space);
 
 #endif

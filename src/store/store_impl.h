@@ -73,7 +73,7 @@ struct fk_store {
 
     uint32_t reads_in;                  /* that have not been reported */
     uint64_t busy_since_us, busy_bytes; /* a window in which there were some */
-    double us_per_byte;
+    struct fk_rate byte;                /* what one takes */
 
     struct store_side reads, writes;
     struct fk_store_stats stats;

@@ -9,7 +9,6 @@
 
 #define MAX_BACKOFF 32u
 #define WINDOW_US 20000u                /* what a block takes is measured over that, or till nothing is asked for */
-#define WEIGHT 0.2                      /* of a new measurement */
 
 /* ---- out of use ---- */
 
@@ -243,7 +242,7 @@ static void count_time(struct fk_store *s, uint64_t bytes, uint64_t now)
     if (us < WINDOW_US && s->reads_in > 1)
         return;
     double seen = (double)us / (double)s->busy_bytes;
-    s->us_per_byte = s->us_per_byte > 0 ? s->us_per_byte + WEIGHT * (seen - s->us_per_byte) : seen;
+    fk_rate_note(&s->byte, seen, 1, now);
     s->busy_since_us = now;
     s->busy_bytes = 0;
 }

@@ -88,7 +88,7 @@ static void advance(struct sim *s)
 static void rare_step(struct sim *s)
 {
     const struct sim_config *c = &s->config;
-    uint32_t what = sim_below(s, 8);
+    uint32_t what = sim_below(s, 9);
 
     if (what == 0 && c->crashes && sim_chance(s, 2))
         sim_crash(s, c->power_loss && sim_chance(s, 2));
@@ -106,7 +106,7 @@ static void rare_step(struct sim *s)
         sim_do_client_dies(s);
     else if (what == 7 && !c->calm && sim_chance(s, 3))
         sim_agent_dies(s);
-    else if (what == 7 && !c->calm && sim_chance(s, 3))
+    else if (what == 8)
         sim_do_costs(s);
 }
 

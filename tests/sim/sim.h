@@ -122,6 +122,7 @@ struct sim_space {
     uint32_t id, instance, slot_bytes, default_group, group[SIM_MAX_NS];
     uint32_t old[SIM_OLD_INSTANCES], n_old; /* whose client is gone, and whose jobs are not over */
     bool costs;                             /* matches may be cut */
+    bool ssd_unknown;                       /* nothing may be loaded from there */
     uint8_t fingerprint[16];
     uint8_t *pool;
     uint8_t *mem[SIM_MAX_RANKS];            /* pages */
@@ -137,6 +138,8 @@ struct sim_space {
     struct sim_prompt prompts[SIM_PROMPTS];
     uint32_t n_prompts;
     uint32_t epoch_floor;                   /* the oldest epoch whose bytes may be seen */
+    uint64_t hints, hint;                   /* given to the store, ever; the last one since it was opened, or
+                                               what it had then; 0: none */
     uint32_t disk_epoch;                    /* the last reset that reached the disk */
     bool recreated;                         /* the store was replaced at the last open */
 };

@@ -356,6 +356,8 @@ static void check_match(struct sim *s, const uint32_t *keys, uint32_t n, uint32_
     SIM_CHECK(s, r->blocks == m && r->cpu_blocks == cpu && r->ssd_blocks == m - cpu,
               "match: %u blocks (%u cpu, %u ssd); by the events %u (%u, %u)", r->blocks,
               r->cpu_blocks, r->ssd_blocks, m, cpu, m - cpu);
+    SIM_CHECK(s, !s->space[space].ssd_unknown || !r->ssd_blocks,
+              "match: %u blocks of a tier whose speed is not known", r->ssd_blocks);
     SIM_CHECK(s, (r->lease != 0) == (m != 0), "match: lease %llu for %u blocks",
               (unsigned long long)r->lease, m);
     for (uint32_t i = 0; i < r->blocks; i++)
@@ -604,11 +606,20 @@ void sim_do_costs(struct sim *s)
     struct sim_space *sp = &s->space[sim_below(s, s->config.n_spaces)];
     struct fk_core_costs costs = { 0 };
 
-    if (sim_chance(s, 2))
-        costs = (struct fk_core_costs){ .copy_us = sim_below(s, 100), .ssd_us = sim_below(s, 400),
-                                        .compute_us = 1 + sim_below(s, 200) };
+    if (sim_chance(s, 2)) {
+        costs.copy.us = sim_below(s, 100);
+        if (!sim_chance(s, 3))
+            costs.ssd = (struct fk_rate){ 1 + sim_below(s, 400), sim_below(s, 50), s->now };
+        costs.load_us = sim_below(s, 200);
+        costs.compute_us = 1 + sim_below(s, 400);
+    }
     sp->costs = costs.compute_us != 0;
+    sp->ssd_unknown = sp->costs && !(costs.ssd.us > 0);
     fk_core_set_costs(s->core, sp->id, &costs);
+    if (sp->ssd) {
+        uint64_t hint[2] = { sp->hint = ++sp->hints, (uint64_t)(sp - s->space) };
+        fk_ssd_set_hint(sp->ssd, hint, sizeof(hint));
+    }
 }
 
 void sim_forget_callers(struct sim *s)

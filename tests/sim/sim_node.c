@@ -125,7 +125,8 @@ static void add_space(struct sim *s, uint32_t i)
 {
     struct sim_space *sp = &s->space[i];
     struct fk_core_space_params p = { .cpu_slots = sp->config->cpu_slots,
-                                      .ssd_slots = sp->config->ssd_slots };
+                                      .ssd_slots = sp->config->ssd_slots,
+                                      .probe_blocks = sim_below(s, 9) };
 
     if (p.ssd_slots) {
         open_space_ssd(s, i);
@@ -135,7 +136,7 @@ static void add_space(struct sim *s, uint32_t i)
     int rc = fk_core_space_add(s->core, &p, &sp->id);
     SIM_CHECK(s, rc == 0, "fk_core_space_add: %d", rc);
     sp->n_old = 0;
-    sp->costs = false;
+    sp->costs = sp->ssd_unknown = false;
     rc = fk_core_instance_add(s->core, sp->id, sp->config->ranks, &sp->instance);
     SIM_CHECK(s, rc == 0, "fk_core_instance_add: %d", rc);
     sp->default_group = fk_core_space_default_group(s->core, sp->id);
@@ -147,6 +148,19 @@ static void add_space(struct sim *s, uint32_t i)
         rc = fk_core_group_add(s->core, sp->id, &sp->config->quota[n], &sp->group[n]);
         SIM_CHECK(s, rc == 0, "fk_core_group_add: %d", rc);
     }
+}
+
+/* Old perhaps, but never another one's; the last one after an end that gave time for it. */
+static void check_hint(struct sim *s, uint32_t i)
+{
+    struct sim_space *sp = &s->space[i];
+    uint64_t hint[2] = { 0 };
+    bool there = fk_ssd_hint(sp->ssd, hint, sizeof(hint));
+
+    SIM_CHECK(s, !there || (hint[0] && hint[0] <= sp->hints && hint[1] == i), "restart: hint %llu of space %llu",
+              (unsigned long long)hint[0], (unsigned long long)hint[1]);
+    SIM_CHECK(s, !s->must_find || hint[0] == sp->hint, "restart: the hint is lost");
+    sp->hint = hint[0];
 }
 
 static void found_one(void *arg, const struct fk_ssd_found *f)
@@ -167,6 +181,7 @@ static void recover_space(struct sim *s, uint32_t i)
     int rc = fk_ssd_recover(sp->ssd, found_one, s);
     SIM_CHECK(s, rc == 0, "fk_ssd_recover: %d", rc);
     sim_check_found(s, i);
+    check_hint(s, i);
     for (uint32_t k = (uint32_t)s->found.len; k-- > 1;) {       /* order does not matter */
         uint32_t j = sim_below(s, k + 1);
         struct fk_core_found t = s->found.data[k];

@@ -31,7 +31,7 @@ struct rig {
 };
 
 struct rig_params {
-    uint32_t cpu, ssd, ranks, dirs, stripe, window;
+    uint32_t cpu, ssd, ranks, dirs, stripe, window, probe;
     enum fk_write_policy write;
     enum fk_policy_kind policy;
     double start, ratio;
@@ -47,7 +47,7 @@ static inline void rig_open(struct rig *r, const struct rig_params *p)
     };
     struct fk_core_space_params sp = {
         .cpu_slots = p->cpu, .ssd_slots = p->ssd, .ssd_stripe_slots = p->stripe ? p->stripe : 8,
-        .ssd_dirs = p->ssd ? fk_max(p->dirs, 1u) : 0,
+        .ssd_dirs = p->ssd ? fk_max(p->dirs, 1u) : 0, .probe_blocks = p->probe,
     };
 
     memset(r, 0, sizeof(*r));

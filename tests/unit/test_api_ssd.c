@@ -1,6 +1,6 @@
 /*
  * test_api_ssd.c - the public API with an SSD tier in private directories: warm after a restart with
- * every byte checked, prefetch, spoilt bytes, a used or foreign directory, reset, faults from outside.
+ * every byte checked, prefetch, spoilt bytes, a used or foreign directory, reset, faults from outside, a disk's speed.
  */
 #include "api_rig.h"
 
@@ -335,6 +335,85 @@ static void closing_with_reads_and_writes_in_flight(void **state)
     remove_dirs(&a);
 }
 
+/* ---- not slower than computing ---- */
+
+/* What a block takes from the SSD, as far as the node knows. */
+static double ssd_us(const struct api *a)
+{
+    char *json;
+
+    assert_int_equal(flexkv_node_status(a->node, &json), 0);
+    const char *at = strstr(json, "\"ssd_us_per_block\":");
+    assert_non_null(at);
+    double us = strtod(at + 19, NULL);
+    free(json);
+    return us;
+}
+
+static void wait_until_measured(const struct api *a)
+{
+    for (int i = 0; ssd_us(a) == 0; i++) {
+        assert_true(i < 3000);
+        usleep(10000);
+    }
+}
+
+static uint32_t matched_on_ssd(struct api *a, uint32_t chain)
+{
+    flexkv_match_result m = match_chain(a, chain, 12);
+
+    if (m.lease)
+        assert_int_equal(flexkv_release(a->node, m.lease), 0);
+    return m.ssd_blocks;
+}
+
+/* Known before the first of its blocks is loaded, and after a restart from the first moment on. */
+static void a_disk_is_measured_before_it_is_used(void **state)
+{
+    struct api a;
+
+    make_dirs(&a);
+    open_node(&a, options_for(&a, 2, NULL));
+    assert_int_equal(flexkv_space_set_compute_rate(a.space, 10), 0);     /* a block in 0.4 s */
+    store_chains(&a, 0, 3, 12);
+    wait_until_measured(&a);
+    assert_int_equal(stats_of(a.node).gets, 0);
+    store_chains(&a, 10, 3, 12);
+    assert_int_equal(matched_on_ssd(&a, 0), 12);
+    assert_int_equal(get_and_check(&a, 0, 12), 12);
+    close_node(&a);
+    open_node(&a, options_for(&a, 2, NULL));
+    assert_true(ssd_us(&a) > 0);
+    assert_int_equal(matched_on_ssd(&a, 0), 12);
+    assert_int_equal(flexkv_space_set_compute_rate(a.space, 1e9), 0);
+    assert_int_equal(matched_on_ssd(&a, 0), 0);
+    close_node(&a);
+    remove_dirs(&a);
+}
+
+/* Each read takes a fifth of a second, and computing what it brings nothing: not even once. */
+static void a_slow_disk_is_never_waited_for(void **state)
+{
+    struct api a;
+
+    setenv("FK_TEST_FAULT", "delay=1,delay_us=200000", 1);
+    make_dirs(&a);
+    open_node(&a, options_for(&a, 1, NULL));
+    assert_int_equal(flexkv_space_set_compute_rate(a.space, 1e6), 0);
+    store_chains(&a, 0, 4, 12);
+    assert_int_equal(matched_on_ssd(&a, 0), 0);     /* measured or not */
+    wait_until_measured(&a);
+    assert_int_equal(matched_on_ssd(&a, 1), 0);
+    assert_true(stats_of(a.node).declined_blocks > 0);
+    close_node(&a);
+    open_node(&a, options_for(&a, 1, NULL));
+    assert_true(ssd_us(&a) > 1000);
+    assert_int_equal(matched_on_ssd(&a, 0), 0);     /* what computing takes is known from before, too */
+    close_node(&a);
+    remove_dirs(&a);
+    unsetenv("FK_TEST_FAULT");
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -350,6 +429,8 @@ int main(void)
         cmocka_unit_test(a_directory_that_cannot_be_made_is_named),
         cmocka_unit_test(injected_faults_never_give_wrong_bytes),
         cmocka_unit_test(closing_with_reads_and_writes_in_flight),
+        cmocka_unit_test(a_disk_is_measured_before_it_is_used),
+        cmocka_unit_test(a_slow_disk_is_never_waited_for),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -29,7 +29,7 @@ static void blocks_come_back(void **state)
     assert_int_equal(st.used_bytes, 40 * (4096 + fk_round_up(BLOCK, 4096)));
     assert_int_equal(write_block(&r, 7), 0);
     assert_int_equal(stats_of_store(&r).already, 1);
-    assert_true(fk_store_block_us(r.store, r.space) > 0);
+    assert_true(fk_store_block_rate(r.store, r.space).us > 0);
     rig_close(&r);
 
     rig_open_at(&r, r.dir, NULL);       /* a restart finds them */
