@@ -4,8 +4,8 @@
  * read must never give bytes that do not match the checksum of its record.
  *
  * Input: byte 0: bits 0-1 directories - 1, bit 2 seal the headers' crc, bit 3 seal the
- * records' crc, bit 4 take the geometry asked for from the header, bit 5 recreate; byte 1:
- * slots - 1; then for each directory 160 bytes of header, 160 of its copy and 64 a record.
+ * records' crc, bit 4 take the geometry asked for from the header, bit 5 recreate, bit 6 seal the hint; byte 1:
+ * slots - 1; then for each directory 160 bytes of header, 160 of its copy and 64 a record; then 256 of the hint.
  * What is missing is zero.
  */
 #include <stdio.h>
@@ -179,6 +179,10 @@ static void use_store(struct use *u)
 
     if (fk_ssd_recover(u->ssd, note, u) < 0)
         abort();
+    (void)fk_ssd_hint(u->ssd, buf, FK_SSD_HINT_BYTES);
+    fk_ssd_set_hint(u->ssd, "fast", 5);
+    if (!fk_ssd_hint(u->ssd, buf, 5) || fk_ssd_hint(u->ssd, buf, 6))
+        abort();
     for (uint32_t i = 0; i < u->n; i++) {
         struct fk_ssd_req req = { .op = FK_IO_READ, .slot = u->found[i].slot, .buf = buf,
                                   .key = u->found[i].key, .id = i };
@@ -197,6 +201,20 @@ static void use_store(struct use *u)
     req.op = FK_IO_READ;
     if (run(u, &req) != 0 || memcmp(buf, want, size) != 0)
         abort();
+}
+
+static void fill_hint(struct mem_engine *m, struct input *in, const struct ssd_header *first, bool seal)
+{
+    struct ssd_hint raw, h;
+
+    if (in->left == 0)
+        return;
+    take(in, &raw, sizeof(raw));
+    h = raw;
+    if (seal)
+        ssd_hint_make(&h, ssd_record_seed(first->uuid), raw.data, raw.bytes);
+    mem_resize(m, 0, SSD_HINT_AT + SSD_PAGE);
+    memcpy(m->bytes[0] + SSD_HINT_AT, &h, sizeof(h));
 }
 
 static void fill_files(struct mem_engine *m, struct input *in, uint32_t n_dirs, uint32_t n_slots,
@@ -246,6 +264,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         .recreate = head[0] & 32, .virtual_dirs = true, .device_errors = 3, .engine = &m.base,
     };
     fill_files(&m, &in, p.n_dirs, p.n_slots, head[0], &first);
+    fill_hint(&m, &in, &first, head[0] & 64);
     if (head[0] & 16) {
         p.block_bytes = fk_min(first.block_bytes, (uint64_t)8192);
         memcpy(p.fingerprint, first.fingerprint, 16);
