@@ -8,12 +8,12 @@
  *   truth       once all is quiet, everybody knows exactly what everybody else holds
  *   bounds      pending changes, streams; every key of ours has a TTL, keys of others are never touched
  *
- * usage: csim [--seeds A..B] [--steps N] [--twice]
+ * Options and seeds: tests/simulator.
  */
 #include <inttypes.h>
 
-#include "base/log.h"
 #include "csim_net.h"
+#include "driver.h"
 
 #define MAX_PROCS CS_CLIENTS
 #define NAMES 5u
@@ -45,9 +45,7 @@ struct world {
     FK_VEC(struct grave) graves;
     uint64_t rng, generation;
     uint32_t stream_cap;
-    const char *broken;
-    char detail[256];
-    uint64_t lookups, hits, snapshots, gaps, overflows, fenced, changes, digest;
+    uint64_t step, lookups, hits, snapshots, gaps, overflows, fenced, changes, digest;
 };
 
 static uint32_t roll(struct world *w, uint32_t n)
@@ -55,13 +53,13 @@ static uint32_t roll(struct world *w, uint32_t n)
     return fk_rng_below(&w->rng, n);
 }
 
-static void fail(struct world *w, const char *rule, uint32_t a, uint32_t b, uint64_t x)
+static void __attribute__((noreturn)) fail(struct world *w, const char *rule, uint32_t a, uint32_t b, uint64_t x)
 {
-    if (!w->broken)
-        snprintf(w->detail, sizeof(w->detail), "procs %u, %u, value %" PRIu64 " at %.3f s", a, b, x,
-                 (double)w->net.now_us / 1e6);
-    if (!w->broken)
-        w->broken = rule;
+    char text[512];
+
+    snprintf(text, sizeof(text), "%s (procs %u, %u, value %" PRIu64 " at %.3f s)", rule, a, b, x,
+             (double)w->net.now_us / 1e6);
+    driver_fail(text);
 }
 
 static struct cs_client *client(struct world *w, const struct proc *p)
@@ -365,7 +363,7 @@ static void run_until(struct world *w, uint64_t end)
 {
     struct cs_net *n = &w->net;
 
-    while (!w->broken) {
+    for (;;) {
         uint64_t at_msg, at_proc;
         uint32_t who = 0;
         size_t m = cs_first(n, &at_msg);
@@ -510,19 +508,41 @@ static void calm(struct world *w)
     memset(w->cut_until_us, 0, sizeof(w->cut_until_us));
     for (uint32_t i = 0; i < MAX_PROCS; i++)
         w->net.client[i].paused = false;
-    for (uint64_t end = w->net.now_us + QUIET_US; w->net.now_us < end && !w->broken;) {
+    for (uint64_t end = w->net.now_us + QUIET_US; w->net.now_us < end;) {
         run_until(w, w->net.now_us + 100000);
         uint32_t i = any_proc(w);
         if (i < MAX_PROCS)
             look(w, i);
         check_bounds(w);
     }
-    if (!w->broken)
-        check_quiet(w);
+    check_quiet(w);
     w->net.quiet = false;
 }
 
-static struct world *play(uint64_t seed, uint32_t steps)
+static void end(struct world *w)
+{
+    cs_free(&w->net);
+    fk_vec_free(&w->graves);
+    free(w);
+}
+
+/* ---- the program ---- */
+
+static struct { uint64_t steps, changes, lookups, hits, gaps, snapshots, overflows, fenced; } total;
+
+static void add_counts(const struct world *w)
+{
+    total.steps += w->step;
+    total.changes += w->changes;
+    total.lookups += w->lookups;
+    total.hits += w->hits;
+    total.gaps += w->gaps;
+    total.snapshots += w->snapshots;
+    total.overflows += w->overflows;
+    total.fenced += w->fenced;
+}
+
+static struct world *new_world(uint64_t seed)
 {
     static const uint32_t caps[] = { 3, 8, 40, 200 };
     struct world *w = calloc(1, sizeof(*w));
@@ -534,73 +554,47 @@ static struct world *play(uint64_t seed, uint32_t steps)
     w->net = (struct cs_net){ .redis = sr_new(), .rng = &w->rng, .serve = serve, .ctx = w };
     w->net.ppm = (int64_t)roll(w, 10000) - 5000;
     w->stream_cap = caps[roll(w, 4)];
-    for (uint32_t n = 2 + roll(w, NAMES - 1), i = 0; i < n; i++)
-        start(w, i);
-    for (uint32_t s = 0; s < steps && !w->broken; s++) {
-        run_until(w, w->net.now_us + 1 + roll(w, 20000));
-        action(w);
-        if (s % 16 == 0)
-            check_bounds(w);
-        if (s % 1000 == 999 || s + 1 == steps)
-            calm(w);
-    }
     return w;
 }
 
-static void end(struct world *w)
+static uint64_t play(uint64_t seed, uint64_t steps, bool verbose)
 {
+    struct world *w = new_world(seed);
+
+    (void)verbose;
+    driver_plays(seed, &w->step, 300);
+    for (uint32_t n = 2 + roll(w, NAMES - 1), i = 0; i < n; i++)
+        start(w, i);
+    for (; w->step < steps; w->step++) {
+        run_until(w, w->net.now_us + 1 + roll(w, 20000));
+        action(w);
+        if (w->step % 16 == 0)
+            check_bounds(w);
+        if (w->step % 1000 == 999 || w->step + 1 == steps)
+            calm(w);
+    }
     for (uint32_t i = 0; i < MAX_PROCS; i++)
         if (w->net.client[i].alive)
             stop(w, i);
-    cs_free(&w->net);
-    fk_vec_free(&w->graves);
-    free(w);
+    uint64_t digest = (w->digest * 31 + w->net.now_us) * 31 + w->hits;
+    driver_plays(seed, NULL, 0);
+    add_counts(w);
+    end(w);
+    return digest;
+}
+
+static void print_totals(double seconds)
+{
+    (void)seconds;
+    printf("csim: %" PRIu64 " steps, %" PRIu64 " changes, %" PRIu64 " look-ups with %" PRIu64 " hits, %" PRIu64
+           " gaps, %" PRIu64 " snapshots, %" PRIu64 " overflows, %" PRIu64 " times fenced\n", total.steps, total.changes,
+           total.lookups, total.hits, total.gaps, total.snapshots, total.overflows, total.fenced);
 }
 
 int main(int argc, char **argv)
 {
-    uint64_t first = 1, last = 20, total = 0, lookups = 0, hits = 0, gaps = 0, snapshots = 0, fences = 0,
-             overflows = 0, changes = 0;
-    uint32_t steps = 2000, rc = 0;
-    bool twice = false;
+    static const struct driver driver = { .name = "csim", .last = 20, .steps = 2000, .play = play,
+                                          .totals = print_totals };
 
-    for (int i = 1; i < argc; i++) {
-        if (strcmp(argv[i], "--seeds") == 0 && i + 1 < argc)
-            sscanf(argv[++i], "%" SCNu64 "..%" SCNu64, &first, &last);
-        else if (strcmp(argv[i], "--steps") == 0 && i + 1 < argc)
-            steps = (uint32_t)strtoul(argv[++i], NULL, 10);
-        else if (strcmp(argv[i], "--twice") == 0)
-            twice = true;
-    }
-    fk_log_set_level(getenv("CSIM_LOG") ? FK_LOG_INFO : FK_LOG_OFF);
-    for (uint64_t seed = first; seed <= last && !rc; seed++) {
-        struct world *w = play(seed, steps), *again = twice ? play(seed, steps) : NULL;
-        if (w->broken) {
-            printf("csim: FAIL seed %" PRIu64 ": %s (%s)\n", seed, w->broken, w->detail);
-            rc = 1;
-        }
-        if (again && (again->digest != w->digest || again->net.now_us != w->net.now_us ||
-                      again->hits != w->hits)) {
-            printf("csim: FAIL seed %" PRIu64 ": two runs differ\n", seed);
-            rc = 1;
-        }
-        if (again)
-            end(again);
-        for (uint32_t i = 0; i < MAX_PROCS; i++)
-            if (w->net.client[i].alive)
-                stop(w, i);
-        total += steps;
-        lookups += w->lookups;
-        hits += w->hits;
-        gaps += w->gaps;
-        snapshots += w->snapshots;
-        fences += w->fenced;
-        overflows += w->overflows;
-        changes += w->changes;
-        end(w);
-    }
-    printf("csim: %" PRIu64 " steps, %" PRIu64 " changes, %" PRIu64 " look-ups with %" PRIu64 " hits, %" PRIu64
-           " gaps, %" PRIu64 " snapshots, %" PRIu64 " overflows, %" PRIu64 " times fenced\n", total, changes,
-           lookups, hits, gaps, snapshots, overflows, fences);
-    return (int)rc;
+    return driver_main(&driver, argc, argv);
 }

@@ -2,7 +2,7 @@
  * net.h - the simulator of whole clusters: nodes with the real core, peer tier, cluster state machine and loopback
  * transport; simulated are Redis (tests/cluster), SSDs, copy engines, callers, clocks and what goes wrong.
  *
- *   net.c          options, seeds, totals, the line that replays a failure
+ *   net.c          the program: a world, totals (tests/simulator: options, seeds, the line that replays a failure)
  *   net_world.c    seed -> a world; time; who dies, hangs, leaves, comes back; quiet points
  *   net_node.c     the shell around one node: open, crash, close, one round of everything
  *   net_ssd.c      its SSD: slots that keep bytes, late

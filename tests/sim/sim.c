@@ -1,34 +1,17 @@
 /*
- * sim.c - the simulator's program: options, seeds, the step loop, and the line that replays
- * a failure. See sim.h for the rooms, docs/simulator.md for use.
+ * sim.c - the simulator's program: the step loop and totals. See sim.h for the rooms, docs/simulator.md for use,
+ * tests/simulator for options and seeds.
  */
 #include "sim.h"
 
-#include <getopt.h>
-#include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
-#include <sys/random.h>
 
-#include "base/clock.h"
-#include "base/log.h"
-
-static struct sim *current;             /* for the signal handler */
-static const char *program;
-static bool no_self_check;
+#include "driver.h"
 
 /* ---- failing ---------------------------------------------------------------------------------- */
 
-static void fail_line(const struct sim *s, const char *text)
-{
-    fflush(stdout);
-    printf("sim: FAIL seed=%llu step=%llu invariant=\"%s\" replay: %s --seed %llu --steps %llu\n",
-           (unsigned long long)s->seed, (unsigned long long)s->step, text, program,
-           (unsigned long long)s->seed, (unsigned long long)s->step + 1);
-    fflush(stdout);
-}
-
-void sim_fail(struct sim *s, const char *fmt, ...)
+void sim_fail(struct sim *s __attribute__((unused)), const char *fmt, ...)
 {
     char text[512];
     va_list ap;
@@ -36,8 +19,7 @@ void sim_fail(struct sim *s, const char *fmt, ...)
     va_start(ap, fmt);
     vsnprintf(text, sizeof(text), fmt, ap);
     va_end(ap);
-    fail_line(s, text);
-    _exit(1);
+    driver_fail(text);
 }
 
 void sim_trace(struct sim *s, const char *fmt, ...)
@@ -49,21 +31,6 @@ void sim_trace(struct sim *s, const char *fmt, ...)
     vprintf(fmt, ap);
     va_end(ap);
     putchar('\n');
-}
-
-static void on_signal(int sig)
-{
-    if (current)
-        fail_line(current, sig == SIGALRM ? "a step does not end" : strsignal(sig));
-    _exit(1);
-}
-
-static void catch_signals(void)
-{
-    static const int sigs[] = { SIGSEGV, SIGBUS, SIGABRT, SIGFPE, SIGILL, SIGALRM };
-
-    for (size_t i = 0; i < fk_array_size(sigs); i++)
-        signal(sigs[i], on_signal);
 }
 
 /* ---- one step ------------------------------------------------------------------------------------ */
@@ -139,9 +106,9 @@ static void step(struct sim *s)
 
 /* ---- one seed ------------------------------------------------------------------------------------- */
 
-struct totals {
+static struct totals {
     uint64_t seeds, steps, got, failed, put, ops, crashes, found, busy, evictions, reads;
-};
+} totals;
 
 static void world_free(struct sim *s)
 {
@@ -153,8 +120,9 @@ static void world_free(struct sim *s)
     free(s);
 }
 
-static uint64_t run_seed(uint64_t seed, uint64_t steps, bool verbose, struct totals *t)
+static uint64_t play(uint64_t seed, uint64_t steps, bool verbose)
 {
+    struct totals *t = &totals;
     struct sim *s = calloc(1, sizeof(*s));
     uint64_t trace;
 
@@ -164,10 +132,9 @@ static uint64_t run_seed(uint64_t seed, uint64_t steps, bool verbose, struct tot
     s->rng = seed;
     s->rng = fk_rng_next(&s->rng);      /* neighbours must not share their streams */
     s->verbose = verbose;
-    s->no_self_check = no_self_check;
+    s->no_self_check = driver_no_self_check;
     s->now = 1000000;
-    current = s;
-    alarm(120);
+    driver_plays(seed, &s->step, 120);
     sim_config_draw(s);
     if (verbose)
         sim_config_print(s);
@@ -188,58 +155,17 @@ static uint64_t run_seed(uint64_t seed, uint64_t steps, bool verbose, struct tot
     t->evictions += s->evictions;
     t->reads += s->ssd_reads;
     trace = s->trace;
-    current = NULL;
+    driver_plays(seed, NULL, 0);
     world_free(s);
     return trace;
 }
 
 /* ---- the program ------------------------------------------------------------------------------------ */
 
-static void run_list(const char *path, uint64_t steps, struct totals *t)
+static void print_totals(double seconds)
 {
-    char line[256];
-    FILE *f = fopen(path, "r");
+    const struct totals *t = &totals;
 
-    if (!f) {
-        perror(path);
-        exit(2);
-    }
-    while (fgets(line, sizeof(line), f)) {
-        unsigned long long seed, n = steps;
-        if (line[0] == '#' || sscanf(line, "%llu %llu", &seed, &n) < 1)
-            continue;
-        run_seed(seed, n, false, t);
-    }
-    fclose(f);
-}
-
-static void run_for(double seconds, uint64_t steps, struct totals *t)
-{
-    uint64_t seed, end = fk_clock_ns() + (uint64_t)(seconds * 1e9);
-
-    if (getrandom(&seed, sizeof(seed), 0) != sizeof(seed))
-        seed = fk_clock_ns();
-    seed %= 1000000000;
-    printf("sim: fresh seeds from %llu\n", (unsigned long long)seed);
-    for (; fk_clock_ns() < end; seed++)
-        run_seed(seed, steps, false, t);
-}
-
-/* The same seed twice gives the same world. */
-static void run_twice(uint64_t seed, uint64_t steps, struct totals *t)
-{
-    uint64_t a = run_seed(seed, steps, false, t), b = run_seed(seed, steps, false, t);
-
-    if (a != b) {
-        printf("sim: FAIL seed=%llu invariant=\"two runs of one seed differ\" replay: %s --twice "
-               "--seed %llu --steps %llu\n", (unsigned long long)seed, program,
-               (unsigned long long)seed, (unsigned long long)steps);
-        exit(1);
-    }
-}
-
-static void print_totals(const struct totals *t, double seconds)
-{
     printf("sim: ok: %llu seeds, %llu steps in %.2f s, %.0f steps/s\n"
            "sim: %llu operations, blocks: %llu put, %llu got, %llu not got, %llu read from ssd, "
            "%llu removed; %llu crashes, %llu blocks found again, %llu left pages busy\n",
@@ -251,64 +177,10 @@ static void print_totals(const struct totals *t, double seconds)
            (unsigned long long)t->busy);
 }
 
-static void usage(void)
-{
-    printf("usage: sim [--seed N | --seeds A..B | --seconds S | --list FILE] [--steps N] "
-           "[--twice] [--verbose]\n"
-           "  --seed N      one world\n  --seeds A..B  all from A to B\n"
-           "  --seconds S   fresh seeds for so long\n"
-           "  --list FILE   seeds (and steps) of a file, one per line, # comments\n"
-           "  --steps N     steps of each world (5000)\n"
-           "  --twice       run each seed twice and compare\n"
-           "  --no-self-check  leave out fk_core_check: the model alone must find it\n"
-           "  --verbose     print every step\n");
-}
-
 int main(int argc, char **argv)
 {
-    static const struct option options[] = {
-        { "seed", required_argument, NULL, 's' }, { "seeds", required_argument, NULL, 'r' },
-        { "seconds", required_argument, NULL, 't' }, { "steps", required_argument, NULL, 'n' },
-        { "list", required_argument, NULL, 'l' }, { "twice", no_argument, NULL, '2' },
-        { "no-self-check", no_argument, NULL, 'x' }, { "verbose", no_argument, NULL, 'v' }, { "help", no_argument, NULL, 'h' }, { 0 },
-    };
-    unsigned long long first = 1, last = 100, steps = 5000;
-    double seconds = 0;
-    const char *list = NULL;
-    bool verbose = false, twice = false;
-    struct totals t = { 0 };
+    static const struct driver driver = { .name = "sim", .self_check = "fk_core_check: the model alone must find it",
+                                          .last = 100, .steps = 5000, .play = play, .totals = print_totals };
 
-    program = argv[0];
-    for (int o; (o = getopt_long(argc, argv, "", options, NULL)) != -1;) {
-        if (o == 's')
-            first = last = strtoull(optarg, NULL, 10);
-        else if (o == 'r' && sscanf(optarg, "%llu..%llu", &first, &last) == 2)
-            ;
-        else if (o == 't')
-            seconds = strtod(optarg, NULL);
-        else if (o == 'n')
-            steps = strtoull(optarg, NULL, 10);
-        else if (o == 'l')
-            list = optarg;
-        else if (o == '2')
-            twice = true;
-        else if (o == 'x')
-            no_self_check = true;
-        else if (o == 'v')
-            verbose = true;
-        else
-            return usage(), o == 'h' ? 0 : 2;
-    }
-    fk_log_set_level(verbose ? FK_LOG_DEBUG : FK_LOG_OFF);
-    catch_signals();
-    uint64_t start = fk_clock_ns();
-    if (list)
-        run_list(list, steps, &t);
-    else if (seconds > 0)
-        run_for(seconds, steps, &t);
-    else
-        for (unsigned long long seed = first; seed <= last; seed++)
-            twice ? run_twice(seed, steps, &t) : (void)run_seed(seed, steps, verbose, &t);
-    print_totals(&t, (double)(fk_clock_ns() - start) / 1e9);
-    return 0;
+    return driver_main(&driver, argc, argv);
 }
