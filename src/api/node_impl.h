@@ -302,6 +302,7 @@ void fk_node_share_stats(struct fk_node *node, flexkv_stats *out);
 bool fk_node_has_remote(const struct fk_settings *set);
 int fk_node_remote_start(struct fk_node *node);
 int fk_node_remote_space(struct fk_space *s);
+int fk_node_remote_added(struct fk_space *s);         /* it is in the core */
 void fk_node_remote_stop(struct fk_node *node);
 void fk_node_remote_wake(struct fk_node *node);
 void fk_node_remote_tell(struct fk_node *node, const struct fk_core_event *ev, uint32_t n);

@@ -293,6 +293,8 @@ static int build(struct fk_space *s)
     if (!rc) {
         pthread_mutex_lock(&node->lock);
         rc = add_to_core(s, slots, &list);
+        if (!rc && node->remote)
+            rc = fk_node_remote_added(s);
         if (!rc) {
             s->next = node->spaces;
             node->spaces = s;
