@@ -76,6 +76,10 @@ static void print_totals(double seconds)
            (unsigned long long)t->reset_reads, (unsigned long long)t->cut_reads, (unsigned long long)t->gaps,
            (unsigned long long)t->snapshots, (unsigned long long)t->overflows, (unsigned long long)t->lookups,
            (unsigned long long)t->compared, (unsigned long long)t->hits_checked);
+    printf("netsim: store: %llu blocks read, %llu handed on by peers, %llu slots in quarantine; %llu written, %llu evicted, %llu "
+           "resets, %llu leftovers\n", (unsigned long long)t->store_reads, (unsigned long long)t->store_handed_on,
+           (unsigned long long)t->store_late, (unsigned long long)t->store_writes, (unsigned long long)t->store_evicted,
+           (unsigned long long)t->store_resets, (unsigned long long)t->store_leftovers);
 }
 
 int main(int argc, char **argv)

@@ -6,6 +6,8 @@
  *   net_world.c    seed -> a world; time; who dies, hangs, leaves, comes back; quiet points
  *   net_node.c     the shell around one node: open, crash, close, one round of everything
  *   net_ssd.c      its SSD: slots that keep bytes, late
+ *   net_store.c    its part in the store that nodes share: the real depot and the real store, with fibers for threads
+ *   net_fiber.c    those; net_place.c: the store's files, and what goes wrong with them
  *   net_caller.c   its engine: match get put prefetch cancel reset, and the workers that copy
  *   net_watch.c    stands between the peer tier and core and transport: each fetch, each grant, each slot in use
  *   net_check.c    names in look-ups; at quiet points: the truth, hits, nothing left over
@@ -31,6 +33,7 @@
 #define NET_PROMPTS 24u
 #define NET_OPS 16u
 #define NET_LEASES 10u
+#define NET_OPEN 8u              /* files of the store that a node reads at a time */
 #define NET_BYTES 256u          /* of a slot at most */
 
 #define NET_TTL_US UINT64_C(3000000)
@@ -66,6 +69,9 @@ struct net_home {
     bool quotas, share_cpu, share_ssd;
     uint32_t staging, max_in_flight;
     uint64_t fetch_us;                  /* timeout */
+    bool alone;                         /* a store, and no peers */
+    bool has_store, store_on_reuse;
+    uint32_t store_threads;
 };
 
 struct net_ssd_slot {
@@ -101,6 +107,8 @@ struct net_space {
     FK_VEC(struct net_job) jobs[NET_RANKS];
     FK_VEC(struct net_job_use) job_uses;
     struct net_ssd_slot *ssd;           /* outlives the process */
+    uint32_t store_id;
+    void *shelf;                        /* net_place.c */
 };
 
 struct net_op {
@@ -118,6 +126,8 @@ struct net_fetch {                      /* from its taking to its end, or to the
     uint64_t id, taken;
     uint32_t space, cpu_slot, key;
     bool ended;
+    bool stored;                        /* from the store; born: what was read, and the place's serial when it was taken */
+    uint64_t born, serial;
 };
 
 struct net_grant {
@@ -138,7 +148,13 @@ struct net_node {                       /* of the client with the same number in
     uint64_t round_us;
     uint64_t leave_until_us;
     struct fk_core *core;
-    struct fk_peers *peers;
+    struct fk_peers *peers;             /* NULL: alone */
+    struct fk_store *store;             /* NULL: none */
+    struct fk_depot *depot;
+    FK_VEC(struct net_fiber *) fibers;
+    struct net_file *open[NET_OPEN];
+    uint32_t n_open;
+    uint64_t reset_serial;              /* of the place, when it was reset last */
     struct fk_transport *transport;
     uint64_t transport_next;            /* its clock */
     uint64_t pump_us;                   /* real: a round is due */
@@ -166,6 +182,7 @@ struct net_counts {
     uint64_t dropped, delayed, corrupted, reset_reads, cut_reads;
     uint64_t crashes, freezes, leaves, starts, twins, fenced, snapshots, gaps, overflows, resets, timeouts;
     uint64_t torn, compared, hits_checked;
+    uint64_t store_reads, store_writes, store_late, store_evicted, store_resets, store_leftovers, store_handed_on;
 };
 
 struct net_world {
@@ -173,6 +190,7 @@ struct net_world {
     bool calm, quiet, verbose, no_self_check;
     struct cs_net net;                  /* Redis, clients, the world's clock */
     struct fk_loopback_hub *hub;
+    struct net_place *place;            /* where the nodes' store is */
     struct net_node *stepping;          /* whose transport is being stepped */
     struct net_node node[NET_NODES];
     struct net_home home[NET_HOMES];

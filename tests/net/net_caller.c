@@ -4,6 +4,8 @@
  * Callers: net_world.c's steps, net_node.c's rounds.
  */
 #include "net.h"
+#include "net_place.h"
+#include "net_store.h"
 
 /* ---- pages and operations ---- */
 
@@ -37,7 +39,7 @@ static struct net_op *op_new(struct net_world *w, struct net_node *p, uint32_t k
     if (op == p->ops + NET_OPS || (kind != FLEXKV_OP_PREFETCH && sp->n_free < n))
         return NULL;
     *op = (struct net_op){ .used = true, .open = true, .kind = kind, .space = space, .n = n, .resets = p->resets,
-                           .torn = w->n.torn };
+                           .torn = w->n.torn + w->place->lost };
     memcpy(op->keys, keys, n * sizeof(*keys));
     memset(op->results, 0x55, sizeof(op->results));
     for (; kind != FLEXKV_OP_PREFETCH && op->n_pages < n; op->n_pages++) {
@@ -107,7 +109,7 @@ static void check_status(struct net_world *w, struct net_node *p, const struct n
     NET_CHECK(w, !w->calm || c->status == 0 || c->status == -ENOSPC || c->status == -ENOENT || op->cancelled ||
                      op->resets != p->resets,
               "status %d although nothing went wrong", c->status);
-    NET_CHECK(w, !op->must || c->status == 0 || c->status == -ENOSPC || op->torn != w->n.torn,
+    NET_CHECK(w, !op->must || c->status == 0 || c->status == -ENOSPC || op->torn != w->n.torn + w->place->lost,
               "hits: blocks that others have are not had: %d at node %u", c->status, net_at(w, p));
     w->n.timeouts += c->status == -ETIMEDOUT;
 }
@@ -166,7 +168,8 @@ void net_check_deadlines(struct net_world *w, struct net_node *p)
     }
     for (size_t i = 0; i < p->fetches.len; i++) {
         const struct net_fetch *f = &p->fetches.data[i];
-        uint64_t end = fk_max(f->taken + w->home[p->home].fetch_us, p->thawed_us ? thawed : 0) + NET_SLACK_US;
+        uint64_t time = (p->peers ? w->home[p->home].fetch_us : 0) + (f->stored ? w->place->timeout_us : 0);
+        uint64_t end = fk_max(f->taken + time, p->thawed_us ? thawed + (f->stored ? w->place->timeout_us : 0) : 0) + NET_SLACK_US;
         NET_CHECK(w, f->ended || now <= end, "fetch of key %u at node %u lives %llu us after its time", f->key,
                   net_at(w, p), (unsigned long long)(now - end));
     }
@@ -193,7 +196,8 @@ uint32_t net_reach(struct net_world *w, struct net_node *p, uint32_t space, cons
         m++;
     fk_core_match(p->core, sp->instance, keys, n, net_now(w, p), out);
     NET_CHECK(w, out->blocks == m, "match at node %u: %u blocks, by the events %u", net_at(w, p), out->blocks, m);
-    uint32_t reach = fk_peers_reach(p->peers, sp->instance, sp->id, keys, n, out->blocks, net_now(w, p));
+    net_store_used(w, p, space, pr->ns, keys, out->blocks);
+    uint32_t reach = net_store_reach(w, p, space, keys, n, out->blocks);
     NET_CHECK(w, reach >= m && reach <= n, "reach of %u, known are %u of %u", reach, m, n);
     for (uint32_t i = m; i < reach; i++)
         NET_CHECK(w, w->keys.data[pr->keys[i]].complete >> sp->type & 1,
@@ -326,7 +330,7 @@ static void act_prefetch(struct net_world *w, struct net_node *p, uint32_t space
     struct fk_core_op_args args = op_args(w, p, op);
     key_values(w, pr->keys, pr->n, keys);
     uint32_t known = fk_core_here(p->core, sp->instance, keys, pr->n, NULL);
-    args.reach = fk_peers_reach(p->peers, sp->instance, sp->id, keys, pr->n, known, net_now(w, p));
+    args.reach = net_store_reach(w, p, space, keys, pr->n, known);
     args.group = sp->group[pr->ns];
     int rc = fk_core_prefetch(p->core, sp->instance, keys, pr->n, &args, net_now(w, p), &id);
     NET_TRACE(w, "node %u prefetch %u of %u -> %d op %u", net_at(w, p), args.reach, pr->n, rc, (unsigned)(op - p->ops));
@@ -354,6 +358,7 @@ void net_reset(struct net_world *w, struct net_node *p)
     w->n.resets++;
     p->n_leases = 0;
     fk_core_reset(p->core, net_now(w, p));
+    net_store_reset(w, p);
     net_after(w, p);
     for (size_t k = 0; k < p->have.len; k++)
         NET_CHECK(w, !here(p, (uint32_t)k), "key %zu survived a reset", k);

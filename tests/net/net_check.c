@@ -3,6 +3,8 @@
  * Callers: net_caller.c, net_world.c.
  */
 #include "net.h"
+#include "net_place.h"
+#include "net_store.h"
 
 static uint8_t number_of(struct net_world *w, struct net_node *p, uint32_t space)
 {
@@ -72,23 +74,25 @@ void net_check_names(struct net_world *w, struct net_node *p, uint32_t space, co
 static void check_node(struct net_world *w, struct net_node *p)
 {
     struct fk_cluster_stats c;
-    struct fk_peers_stats s;
+    struct fk_peers_stats s = { 0 };
     const char *wrong = w->no_self_check ? NULL : fk_core_check(p->core);
 
     NET_CHECK(w, !wrong, "fk_core_check of node %u: %s", net_at(w, p), wrong);
-    wrong = w->no_self_check ? NULL : fk_peers_check(p->peers);
+    wrong = w->no_self_check || !p->peers ? NULL : fk_peers_check(p->peers);
     NET_CHECK(w, !wrong, "fk_peers_check of node %u: %s", net_at(w, p), wrong);
     fk_cluster_get_stats(net_client(w, p)->c, &c);
-    fk_peers_get_stats(p->peers, &s);
+    if (p->peers)
+        fk_peers_get_stats(p->peers, &s);
     NET_CHECK(w, c.pending <= NET_MAX_PENDING, "bounds: %llu changes pending", (unsigned long long)c.pending);
     uint32_t most = w->home[p->home].max_in_flight;
     NET_CHECK(w, !most || s.in_flight <= most, "bounds: %llu fetches under way, %u allowed",
               (unsigned long long)s.in_flight, most);
     uint32_t late = 0;
     for (size_t i = 0; i < p->fetches.len; i++)
-        late += p->fetches.data[i].ended;
+        late += p->fetches.data[i].ended && !p->fetches.data[i].stored;
     NET_CHECK(w, s.quarantined == late, "node %u counts %llu slots in quarantine, there are %u", net_at(w, p),
               (unsigned long long)s.quarantined, late);
+    net_store_check(w, p);
 }
 
 void net_check_step(struct net_world *w)
@@ -106,11 +110,12 @@ void net_check_step(struct net_world *w)
 static void check_rest(struct net_world *w, struct net_node *p)
 {
     uint64_t ready[FK_TIERS] = { 0 }, slots[FK_TIERS] = { 0 };
-    struct fk_peers_stats s;
+    struct fk_peers_stats s = { 0 };
     struct flexkv_stats st;
 
     fk_core_get_stats(p->core, &st);
-    fk_peers_get_stats(p->peers, &s);
+    if (p->peers)
+        fk_peers_get_stats(p->peers, &s);
     NET_CHECK(w, !st.leases && !st.operations, "at rest: %llu leases, %llu operations", (unsigned long long)st.leases,
               (unsigned long long)st.operations);
     NET_CHECK(w, !s.in_flight && !s.lent_now && !s.quarantined, "at rest: %llu fetches, %llu loans, %llu in quarantine",
@@ -195,6 +200,7 @@ void net_check_quiet(struct net_world *w)
         const char *wrong = fk_remote_check(fk_cluster_remote(w->net.client[i].c));
         NET_CHECK(w, !wrong, "fk_remote_check of node %u: %s", i, wrong);
     }
+    net_store_check_quiet(w);
     for (uint32_t h = 0; h < w->n_homes; h++)
         NET_CHECK(w, !alive[h] || selves[h] == 1, "one self: %u members named %s", selves[h], net_name(h));
     for (uint32_t i = 0; i < NET_NODES; i++)
@@ -210,7 +216,8 @@ static bool somewhere(struct net_world *w, struct net_node *p, uint32_t type, ui
     const struct net_have *mine = net_have(p, key);
     bool had = mine->there[FK_TIER_CPU] || mine->there[FK_TIER_SSD];
 
-    for (uint32_t o = 0; o < NET_NODES && p->epoch; o++) {
+    had |= p->store && net_place_has(w, type, w->keys.data[key].key);
+    for (uint32_t o = 0; o < NET_NODES && p->epoch && p->peers; o++) {
         struct net_node *q = &w->node[o];
         if (!net_alive(w, o) || !q->epoch || q == p)
             continue;

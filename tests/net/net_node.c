@@ -5,6 +5,9 @@
 #include <stdio.h>
 
 #include "net.h"
+#include "net_fiber.h"
+#include "net_place.h"
+#include "net_store.h"
 #include "transport/endpoint.h"
 
 
@@ -78,7 +81,9 @@ void net_after(struct net_world *w, struct net_node *p)
     uint32_t n;
 
     net_take_events(w, p);
-    fk_peers_tell(p->peers, p->untold.data, (uint32_t)p->untold.len, net_now(w, p));
+    if (p->peers)
+        fk_peers_tell(p->peers, p->untold.data, (uint32_t)p->untold.len, net_now(w, p));
+    net_store_tell(w, p);
     p->untold.len = 0;
     while ((n = fk_core_take_completions(p->core, c, 16)) > 0)
         for (uint32_t i = 0; i < n; i++)
@@ -119,8 +124,10 @@ static void open_peers(struct net_world *w, struct net_node *p)
     struct fk_peers_params pp = {
         .core = p->core, .cluster = net_client(w, p)->c, .transport = p->transport, .share_cpu = h->share_cpu,
         .share_ssd = h->share_ssd, .timeout_us = h->fetch_us, .max_in_flight = h->max_in_flight,
-        .staging_buffers = h->staging,
+        .staging_buffers = h->staging, .hand_on = net_store_hand_on, .ctx = p,
     };
+    if (h->alone)
+        return;
     rc = fk_peers_create(&pp, &p->peers);
     NET_CHECK(w, rc == 0, "fk_peers_create: %d", rc);
 }
@@ -158,7 +165,7 @@ static void space_groups(struct net_world *w, struct net_node *p, uint32_t s)
         if (h->quotas && ns)
             q.max[FK_TIER_CPU] = fk_max(sp->cpu_slots / 2, 1u);
         NET_CHECK(w, fk_core_group_add(p->core, sp->id, &q, &sp->group[ns]) == 0, "fk_core_group_add");
-        if (h->private_ns >> ns & 1)
+        if (p->peers && h->private_ns >> ns & 1)
             fk_peers_group_private(p->peers, sp->group[ns]);
     }
 }
@@ -185,9 +192,10 @@ static void open_space(struct net_world *w, struct net_node *p, uint32_t s)
     struct fk_peers_space ps = { .id = sp->id, .block_bytes = sp->slot_bytes, .slot_bytes = sp->slot_bytes,
                                  .pool = sp->pool, .slots = { sp->cpu_slots, sp->ssd_slots } };
     memcpy(ps.fingerprint, t->fingerprint, 16);
-    rc = fk_peers_space(p->peers, &ps);
+    rc = p->peers ? fk_peers_space(p->peers, &ps) : 0;
     NET_CHECK(w, rc == 0, "fk_peers_space: %d", rc);
     p->space_of[t->family] = s;
+    net_store_space(w, p, s);
     net_after(w, p);
 }
 
@@ -209,6 +217,7 @@ void net_node_start(struct net_world *w, uint32_t i, uint32_t home, uint32_t nam
     NET_CHECK(w, rc == 0, "fk_core_create: %d", rc);
     open_cluster(w, p);
     open_peers(w, p);
+    net_store_open(w, p);
     p->n_spaces = w->home[home].n_spaces;
     for (uint32_t s = 0; s < p->n_spaces; s++)
         open_space(w, p, s);
@@ -221,10 +230,11 @@ void net_node_start(struct net_world *w, uint32_t i, uint32_t home, uint32_t nam
 
 void net_totals(struct net_world *w, struct net_node *p)
 {
-    struct fk_peers_stats s;
+    struct fk_peers_stats s = { 0 };
     struct fk_cluster_stats c;
 
-    fk_peers_get_stats(p->peers, &s);
+    if (p->peers)
+        fk_peers_get_stats(p->peers, &s);
     fk_cluster_get_stats(net_client(w, p)->c, &c);
     w->n.fetched += s.fetched_blocks;
     w->n.failed += s.failed_blocks;
@@ -269,7 +279,10 @@ void net_node_end(struct net_world *w, struct net_node *p)
     p->ending = true;
     fk_transport_close(p->transport);
     NET_CHECK(w, !p->grants.len, "the transport is closed and has not given back %zu grants", p->grants.len);
-    fk_peers_destroy(p->peers);
+    net_store_close(w, p);
+    if (p->peers)
+        fk_peers_destroy(p->peers);
+    net_store_free(p);
     fk_cluster_destroy(cl->c);
     fk_core_destroy(p->core);
     cl->c = NULL;
@@ -285,6 +298,7 @@ void net_node_end(struct net_world *w, struct net_node *p)
     fk_vec_free(&p->grants);
     fk_vec_free(&p->later);
     fk_vec_free(&p->untold);
+    fk_vec_free(&p->fibers);
 }
 
 /* ---- a round ---- */
@@ -323,7 +337,8 @@ static void give_scan(struct net_world *w, struct net_node *p)
 
     if (!fk_cluster_scan_wanted(c, &cursor, &max))
         return;
-    uint32_t n = fk_peers_scan(p->peers, cursor, list, fk_min(max, 8u), &next, &end);
+    end = !p->peers;
+    uint32_t n = end ? 0 : fk_peers_scan(p->peers, cursor, list, fk_min(max, 8u), &next, &end);
     NET_CHECK(w, n <= fk_min(max, 8u), "fk_peers_scan gives %u", n);
     fk_cluster_scan_give(c, list, n, next, end, net_now(w, p));
 }
@@ -363,9 +378,9 @@ void net_node_round(struct net_world *w, struct net_node *p)
     uint64_t now = net_now(w, p);
 
     p->fast = p->round_us == w->net.now_us ? p->fast + 1 : 0;
-    NET_CHECK(w, p->fast < 200, "node %u asks for rounds without pause: core %lld, peers %lld, transport %lld, "
+    NET_CHECK(w, p->fast < 200, "node %u asks for rounds without pause: core %lld, store %lld, transport %lld, "
               "cluster %lld us from now", net_at(w, p), (long long)(fk_core_next_wakeup(p->core) - now),
-              (long long)(fk_peers_next_wakeup(p->peers) - now), (long long)(p->transport_next - now),
+              (long long)(net_store_next(w, p) - w->net.now_us), (long long)(p->transport_next - now),
               (long long)(cs_wakeup(&w->net, net_at(w, p)) - w->net.now_us));
     p->round_us = w->net.now_us;
     p->pump_us = UINT64_MAX;
@@ -376,8 +391,10 @@ void net_node_round(struct net_world *w, struct net_node *p)
     (void)net_ssd_done(w, p);
     (void)net_ssd_take(w, p);
     step_transport(w, p);
-    fk_peers_pump(p->peers, now);
+    if (p->peers)
+        fk_peers_pump(p->peers, now);
     net_after(w, p);
+    net_store_round(w, p);
     (void)net_workers(w, p);
     step_transport(w, p);
     cs_open(&w->net, net_at(w, p));
@@ -391,9 +408,10 @@ void net_node_round(struct net_world *w, struct net_node *p)
 uint64_t net_node_next(struct net_world *w, struct net_node *p)
 {
     const struct cs_client *cl = net_client(w, p);
-    uint64_t mine = fk_min(fk_core_next_wakeup(p->core), fk_peers_next_wakeup(p->peers));
+    uint64_t mine = fk_min(fk_core_next_wakeup(p->core), p->peers ? fk_peers_next_wakeup(p->peers) : UINT64_MAX);
     uint64_t at = fk_min(cs_real(cl, fk_min(mine, p->transport_next)), p->pump_us);
 
     at = fk_min(at, fk_min(net_ssd_next(p), net_workers_next(p)));
+    at = fk_min(at, net_store_next(w, p));
     return fk_min(at, cs_wakeup(&w->net, net_at(w, p)));
 }

@@ -67,7 +67,7 @@ bool net_ssd_take(struct net_world *w, struct net_node *p)
     net_after(w, p);
     for (uint32_t i = 0; i < n; i++)
         take_one(w, p, &reqs[i]);
-    m = fk_peers_take_stage(p->peers, stage, BATCH);
+    m = p->peers ? fk_peers_take_stage(p->peers, stage, BATCH) : 0;
     for (uint32_t i = 0; i < m; i++) {
         struct net_space *sp = space_by_id(p, stage[i].space, &at);
         NET_CHECK(w, sp && stage[i].ssd_slot < sp->ssd_slots, "stage of no slot");

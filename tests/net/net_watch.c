@@ -4,6 +4,8 @@
  * way. Knows which slots are in use, by whom. Callers: the linker, the loopback's hub, all of tests/net.
  */
 #include "net.h"
+#include "net_place.h"
+#include "net_store.h"
 #include "transport/endpoint.h"
 
 /* ---- slots in use ---- */
@@ -69,7 +71,7 @@ static struct net_node *node_of_core(const struct fk_core *core)
     return NULL;
 }
 
-static struct net_fetch *fetch_of(struct net_node *p, uint64_t id)
+struct net_fetch *net_fetch_of(struct net_node *p, uint64_t id)
 {
     for (size_t i = 0; i < p->fetches.len; i++)
         if (p->fetches.data[i].id == id)
@@ -80,6 +82,14 @@ static struct net_fetch *fetch_of(struct net_node *p, uint64_t id)
 static uint8_t *slot_at(struct net_node *p, const struct net_fetch *f)
 {
     return p->space[f->space].pool + (size_t)f->cpu_slot * p->space[f->space].slot_bytes;
+}
+
+struct net_fetch *net_fetch_into(struct net_node *p, const void *buffer)
+{
+    for (size_t i = 0; i < p->fetches.len; i++)
+        if (slot_at(p, &p->fetches.data[i]) == buffer)
+            return &p->fetches.data[i];
+    return NULL;
 }
 
 uint32_t __real_fk_core_take_fetches(struct fk_core *core, struct fk_core_fetch *out, uint32_t max);
@@ -93,11 +103,11 @@ uint32_t __wrap_fk_core_take_fetches(struct fk_core *core, struct fk_core_fetch 
     net_take_events(w, p);
     for (uint32_t i = 0; i < n; i++) {
         struct net_fetch f = { .id = out[i].id, .taken = net_now(w, p), .cpu_slot = out[i].cpu_slot,
-                               .key = net_key_find(w, out[i].key) };
+                               .key = net_key_find(w, out[i].key), .stored = !p->peers, .serial = w->place->serial };
         while (f.space < p->n_spaces && p->space[f.space].id != out[i].space)
             f.space++;
         NET_CHECK(w, f.key != FK_NONE && f.space < p->n_spaces && f.cpu_slot < p->space[f.space].cpu_slots &&
-                         !fetch_of(p, f.id), "fetch of no key, space or slot, or taken twice");
+                         !net_fetch_of(p, f.id), "fetch of no key, space or slot, or taken twice");
         net_use(w, p, &p->space[f.space].cpu_use[f.cpu_slot], true, "cpu", f.cpu_slot);
         NET_CHECK(w, !net_transport_holds(p, slot_at(p, &f)), "quarantine: cpu slot %u of node %u is given to a fetch "
                   "while a read of before may still write to it", f.cpu_slot, net_at(w, p));
@@ -119,16 +129,19 @@ static void let_go(struct net_world *w, struct net_node *p, struct net_fetch *f)
 
 static void see_done(struct net_world *w, struct net_node *p, const struct fk_core_fetch_done *d)
 {
-    struct net_fetch *f = fetch_of(p, d->id);
+    struct net_fetch *f = net_fetch_of(p, d->id);
 
     NET_CHECK(w, f && !f->ended, "a fetch ended twice, or was none");
     NET_CHECK(w, d->status || !d->busy, "a fetch ended well and its slot is busy");
     NET_CHECK(w, d->status || net_bytes_ok(w, p->space[f->space].type, f->key, slot_at(p, f)),
               "wrong bytes: node %u fetched key %u and has other bytes", net_at(w, p), f->key);
+    NET_CHECK(w, d->status || !f->stored || f->serial < p->reset_serial || f->born > p->reset_serial,
+              "reset: node %u has key %u from the store, which was forgotten there", net_at(w, p), f->key);
     NET_TRACE(w, "  node %u fetch of key %u: %d%s", net_at(w, p), f->key, d->status, d->busy ? ", slot busy" : "");
     net_mix(w, f->key * 2 + d->busy);
     f->ended = true;
-    w->n.quarantined += d->busy;
+    w->n.quarantined += d->busy && !f->stored;
+    w->n.store_late += d->busy && f->stored;
     if (!d->busy)
         let_go(w, p, f);
 }
@@ -151,7 +164,7 @@ void __wrap_fk_core_fetch_released(struct fk_core *core, uint64_t id, uint64_t n
 {
     struct net_world *w = net_current;
     struct net_node *p = node_of_core(core);
-    struct net_fetch *f = fetch_of(p, id);
+    struct net_fetch *f = net_fetch_of(p, id);
 
     NET_CHECK(w, f && f->ended, "a slot was released that is not busy");
     let_go(w, p, f);
@@ -175,7 +188,7 @@ static void see_read(struct net_world *w, struct net_node *p, const struct fk_re
         struct net_fetch *f = &p->fetches.data[i];
         if (slot_at(p, f) != r->buffer)
             continue;
-        NET_CHECK(w, !f->ended && f->key == key, "a read of key %u into the slot of key %u", key, f->key);
+        NET_CHECK(w, !f->ended && !f->stored && f->key == key, "a read of key %u into the slot of key %u", key, f->key);
         NET_CHECK(w, deadline_us <= f->taken + w->home[p->home].fetch_us, "a read has more time than its fetch");
         NET_CHECK(w, !net_transport_holds(p, r->buffer), "quarantine: node %u reads key %u into a slot that another "
                   "read may still write to", net_at(w, p), key);
@@ -256,7 +269,7 @@ int net_grant(void *ctx, const struct fk_block_ref *r, struct fk_grant *g)
     struct net_node *p = ctx;
 
     NET_CHECK(w, net_runs(w, net_at(w, p)), "sim: node %u is asked, and does not run", net_at(w, p));
-    int rc = fk_peers_grant(p->peers, r, g);
+    int rc = p->peers ? fk_peers_grant(p->peers, r, g) : -ENOENT;
     p->transport->now_us = net_now(w, p);       /* its own clock, not the reader's */
     NET_TRACE(w, "  node %u is asked for tier %u slot %u: %d", net_at(w, p), r->tier, r->slot, rc);
     if (rc == 0 || rc == -EINPROGRESS)
@@ -338,7 +351,7 @@ void net_spy(struct net_world *w, struct net_node *p)
     struct fk_grant g = { 0 };
     struct fk_block_ref r;
 
-    if (!w->keys.len || !true_ref(w, p, key, tier, &r))
+    if (!w->keys.len || !p->peers || !true_ref(w, p, key, tier, &r))
         return;
     if ((tier ? h->share_ssd : h->share_cpu) && !(h->private_ns >> w->keys.data[key].ns & 1)) {
         switch (net_below(w, 4)) {      /* it is shared: something else has to be wrong */

@@ -5,6 +5,9 @@
 #include <stdio.h>
 
 #include "net.h"
+#include "net_fiber.h"
+#include "net_place.h"
+#include "net_store.h"
 
 struct net_world *net_current;
 
@@ -247,6 +250,7 @@ struct net_world *net_world_new(uint64_t seed, bool verbose, bool no_self_check)
     w->n_homes = net_range(w, 2, NET_HOMES);
     for (uint32_t h = 0; h < w->n_homes; h++)
         draw_home(w, h);
+    net_place_draw(w);
     for (uint32_t h = 0; h < w->n_homes; h++)
         start(w, h, h, false);
     return w;
@@ -265,6 +269,7 @@ void net_world_free(struct net_world *w, struct net_counts *total)
             net_node_end(w, &w->node[i]);
     w->n.steps = w->step;
     add_counts(total, &w->n);
+    net_place_free(w);
     cs_free(&w->net);
     fk_loopback_hub_destroy(w->hub);
     for (uint32_t h = 0; h < w->n_homes; h++)
@@ -409,7 +414,10 @@ static void twin(struct net_world *w, struct net_node *p)
 static void kill_node(struct net_world *w, struct net_node *p)
 {
     w->n.crashes++;
+    p->leaving = false;
     w->host_lost[p->home] |= !p->twin && net_chance(w, 2);
+    if (w->place->there && w->host_lost[p->home])
+        net_place_power_loss(w, p->home);
     net_node_end(w, p);
 }
 
@@ -478,6 +486,8 @@ void net_world_step(struct net_world *w)
         sr_evict(w->net.redis, fk_rng_next(&w->rng));
     else if (what == 18 && net_chance(w, 4) && net_runs(w, i = net_below(w, NET_NODES)))
         net_reset(w, &w->node[i]);
+    if (w->place->there && !w->calm && what >= 20 && what < 24)
+        net_place_fault(w);
     i = any_node(w);
     if (i == NET_NODES)
         come_back(w);
@@ -500,7 +510,7 @@ static bool at_rest(struct net_world *w)
         if (!net_alive(w, i))
             continue;
         work = fk_core_work(p->core);
-        if (net_open_ops(p) || p->ios.len || p->fetches.len || p->grants.len || work.jobs || work.ssd || work.fetches)
+        if (!net_store_at_rest(p) || net_open_ops(p) || p->ios.len || p->fetches.len || p->grants.len || work.jobs || work.ssd || work.fetches)
             return false;
     }
     return true;
@@ -535,9 +545,13 @@ void net_world_quiet(struct net_world *w)
     w->net.frozen_until_us = 0;
     memset(w->cut_redis_us, 0, sizeof(w->cut_redis_us));
     memset(w->cut_us, 0, sizeof(w->cut_us));
-    for (uint32_t i = 0; i < NET_NODES; i++)
-        if (net_alive(w, i))
-            thaw(w, &w->node[i]);
+    net_place_quiet(w);
+    for (uint32_t i = 0; i < NET_NODES; i++) {
+        if (!net_alive(w, i))
+            continue;
+        thaw(w, &w->node[i]);
+        net_fibers_hurry(w, &w->node[i], 1000);
+    }
     settle(w, 20000000);
     net_check_quiet(w);
     ask_all(w);
