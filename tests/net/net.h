@@ -116,7 +116,8 @@ struct net_op {
     uint64_t torn;                      /* bad blocks on SSDs so far */
     uint64_t id, deadline;              /* the node's clock */
     uint32_t kind, space, n, n_pages, resets, keys[NET_CHAIN], pages[NET_CHAIN];
-    bool cancelled, must;               /* must: nothing stands in its way */
+    bool cancelled;
+    uint32_t must;                      /* so many leading blocks: nothing stands in their way */
     int8_t results[NET_CHAIN];
 };
 
@@ -278,9 +279,9 @@ bool net_workers(struct net_world *w, struct net_node *p);
 uint64_t net_workers_next(const struct net_node *p);
 void net_check_deadlines(struct net_world *w, struct net_node *p);
 void net_reset(struct net_world *w, struct net_node *p);
-/* Gets all that was matched; without faults, so it must come. */
+/* Gets all that was matched; without faults, so the first `must` blocks must come. */
 void net_get_now(struct net_world *w, struct net_node *p, uint32_t space, const struct net_prompt *pr,
-                 const struct flexkv_match_result *r);
+                 const struct flexkv_match_result *r, uint32_t must);
 uint32_t net_open_ops(const struct net_node *p);
 uint32_t net_reach(struct net_world *w, struct net_node *p, uint32_t space, const struct net_prompt *pr, uint32_t n,
                    struct flexkv_match_result *out);
@@ -301,5 +302,7 @@ void net_check_names(struct net_world *w, struct net_node *p, uint32_t space, co
 void net_check_step(struct net_world *w);
 void net_check_quiet(struct net_world *w);
 void net_check_hits(struct net_world *w, struct net_node *p);   /* asks for a prompt, and gets it */
+/* The same, right after all others have died. Silent: reads from them run out of time, so their slots are in quarantine. */
+void net_check_left(struct net_world *w, struct net_node *p, bool silent);
 
 #endif

@@ -109,7 +109,7 @@ static void check_status(struct net_world *w, struct net_node *p, const struct n
     NET_CHECK(w, !w->calm || c->status == 0 || c->status == -ENOSPC || c->status == -ENOENT || op->cancelled ||
                      op->resets != p->resets,
               "status %d although nothing went wrong", c->status);
-    NET_CHECK(w, !op->must || c->status == 0 || c->status == -ENOSPC || op->torn != w->n.torn + w->place->lost,
+    NET_CHECK(w, c->blocks_ok >= op->must || c->status == -ENOSPC || op->torn != w->n.torn + w->place->lost,
               "hits: blocks that others have are not had: %d at node %u", c->status, net_at(w, p));
     w->n.timeouts += c->status == -ETIMEDOUT;
 }
@@ -276,14 +276,14 @@ static void act_get(struct net_world *w, struct net_node *p)
 }
 
 void net_get_now(struct net_world *w, struct net_node *p, uint32_t space, const struct net_prompt *pr,
-                 const struct flexkv_match_result *r)
+                 const struct flexkv_match_result *r, uint32_t must)
 {
     struct net_op *op = op_new(w, p, FLEXKV_OP_GET, space, pr->keys, r->blocks);
     uint64_t id = 0;
 
     NET_CHECK(w, op, "at rest: no pages");
     struct fk_core_op_args args = { .pages = op->pages, .user_data = op, .results = op->results };
-    op->must = true;
+    op->must = must;
     op->deadline = args.deadline_us = net_now(w, p) + 20000000;
     int rc = fk_core_get(p->core, r->lease, 0, r->blocks, &args, net_now(w, p), &id);
     NET_CHECK(w, rc == 0, "get on a live lease: %d", rc);

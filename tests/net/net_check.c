@@ -211,12 +211,17 @@ void net_check_quiet(struct net_world *w)
 
 /* ---- hits: what can be had is what one big node would have ---- */
 
+static bool here(struct net_node *p, uint32_t key)
+{
+    const struct net_have *h = net_have(p, key);
+
+    return h->there[FK_TIER_CPU] || h->there[FK_TIER_SSD];
+}
+
 static bool somewhere(struct net_world *w, struct net_node *p, uint32_t type, uint32_t key)
 {
-    const struct net_have *mine = net_have(p, key);
-    bool had = mine->there[FK_TIER_CPU] || mine->there[FK_TIER_SSD];
+    bool had = here(p, key) || (p->store && net_place_has(w, type, w->keys.data[key].key));
 
-    had |= p->store && net_place_has(w, type, w->keys.data[key].key);
     for (uint32_t o = 0; o < NET_NODES && p->epoch && p->peers; o++) {
         struct net_node *q = &w->node[o];
         if (!net_alive(w, o) || !q->epoch || q == p)
@@ -247,5 +252,22 @@ void net_check_hits(struct net_world *w, struct net_node *p)
               r.peer_blocks);
     w->n.hits_checked += reach;
     if (r.lease)
-        net_get_now(w, p, space, pr, &r);
+        net_get_now(w, p, space, pr, &r, r.blocks);
+}
+
+/* Peers are still believed to have what they had. What they do not give the store has to. */
+void net_check_left(struct net_world *w, struct net_node *p, bool silent)
+{
+    uint32_t space = net_below(w, p->n_spaces), type = p->space[space].type, left = 0;
+    const struct net_prompt *pr = net_pick_prompt(w, w->type[type].family);
+    struct flexkv_match_result r;
+
+    while (left < pr->n && (here(p, pr->keys[left]) || net_place_has(w, type, w->keys.data[pr->keys[left]].key)))
+        left++;
+    uint32_t said = net_reach(w, p, space, pr, pr->n, &r);
+    NET_CHECK(w, said >= left, "hits: node %u, which is left, reaches %u of %u blocks, with the store it would be %u", net_at(w, p),
+              said, pr->n, left);
+    w->n.hits_checked += left;
+    if (r.lease)
+        net_get_now(w, p, space, pr, &r, silent ? 0 : fk_min(left, r.blocks));
 }

@@ -510,7 +510,8 @@ static bool at_rest(struct net_world *w)
         if (!net_alive(w, i))
             continue;
         work = fk_core_work(p->core);
-        if (!net_store_at_rest(p) || net_open_ops(p) || p->ios.len || p->fetches.len || p->grants.len || work.jobs || work.ssd || work.fetches)
+        if (net_open_ops(p) || p->ios.len || p->fetches.len || p->grants.len || work.jobs || work.ssd || work.fetches ||
+            !net_store_at_rest(p))
             return false;
     }
     return true;
@@ -537,6 +538,36 @@ static void ask_all(struct net_world *w)
     }
 }
 
+/* All but one die, and it has what it had, and what is in the store. */
+static void one_is_left(struct net_world *w, uint32_t who)
+{
+    struct net_node *p = &w->node[who];
+    bool silent = net_chance(w, 2);
+
+    NET_TRACE(w, "node %u is left", who);
+    for (uint32_t i = 0; i < NET_NODES; i++) {
+        if (i == who || !net_alive(w, i))
+            continue;
+        w->host_lost[w->node[i].home] |= silent;
+        w->n.crashes++;
+        net_node_end(w, &w->node[i]);
+    }
+    for (int k = 0; k < 3; k++) {
+        net_check_left(w, p, silent);
+        settle(w, 100);
+    }
+    settle(w, 2 * NET_TTL_US);
+    for (int k = 0; k < 3; k++) {
+        net_check_hits(w, p);
+        settle(w, 3000000);
+    }
+    for (uint32_t h = 0; h < w->n_homes; h++) {
+        w->host_lost[h] = false;
+        if (!w->occupied[h])
+            start(w, h, h, false);
+    }
+}
+
 void net_world_quiet(struct net_world *w)
 {
     NET_TRACE(w, "quiet");
@@ -556,5 +587,8 @@ void net_world_quiet(struct net_world *w)
     net_check_quiet(w);
     ask_all(w);
     net_check_quiet(w);
+    uint32_t left = w->place->there && !w->calm && net_chance(w, 3) ? any_node(w) : NET_NODES;
+    if (left < NET_NODES && w->node[left].store)
+        one_is_left(w, left);
     w->quiet = w->net.quiet = false;
 }
