@@ -3,14 +3,27 @@ that every byte that comes back can be checked."""
 import ctypes
 import faulthandler
 import hashlib
+import os
+import subprocess
 import sys
+import textwrap
 import time
+from pathlib import Path
 
 import pytest
 
 import flexkv
 
 KEY_BYTES = 16
+
+
+def run_python(code, timeout=60):
+    """A script in a process of its own; what it printed. The process must end well and quietly."""
+    path = os.pathsep.join([str(Path(__file__).resolve().parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True,
+                          timeout=timeout, env={**os.environ, "PYTHONPATH": path})
+    assert (done.returncode, done.stderr) == (0, ""), f"{done.returncode}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
 
 
 def split_keys(keys):

@@ -4,8 +4,8 @@ from conftest import wait_until
 
 np = pytest.importorskip("numpy")
 
-from test_kvmanager import (TOKENS, clean_pages, daemon_mode, make_engine,  # noqa: F401
-                            new_address, prompt, quiet, tokens_of)
+from kvmanager_rig import (TOKENS, clean_pages, daemon_mode, make_engine,  # noqa: F401
+                           new_address, prompt, quiet, tokens_of)
 
 from flexkv.integration.dynamo.collector import KVEventCollector
 
