@@ -548,10 +548,11 @@ static void one_is_left(struct net_world *w, uint32_t who)
     for (uint32_t i = 0; i < NET_NODES; i++) {
         if (i == who || !net_alive(w, i))
             continue;
-        w->host_lost[w->node[i].home] |= silent;
         w->n.crashes++;
         net_node_end(w, &w->node[i]);
     }
+    for (uint32_t h = 0; h < w->n_homes; h++)
+        w->host_lost[h] = silent;
     for (int k = 0; k < 3; k++) {
         net_check_left(w, p, silent);
         settle(w, 100);
