@@ -188,7 +188,7 @@ void store_expire(struct fk_store *s, uint64_t now)
         i->state = ITEM_LATE;
         s->late++;
         s->stats.timeouts++;
-        report(s, i, -ETIMEDOUT, FK_STORE_QUARANTINED);
+        report(s, i, -ETIMEDOUT, FK_BUG(307) ? 0 : FK_STORE_QUARANTINED);
         s->late_writes += !store_is_read(i);
         store_side_note(s, store_is_read(i) ? &s->reads : &s->writes, -ETIMEDOUT, now);
     }
@@ -230,7 +230,7 @@ static int carry_out(struct fk_store *s, struct store_item *i, struct store_spac
             fk_debug("store %s: no memory to note a block", s->path);
     }
     /* Reset meanwhile: what was read is from before; what was written the backend has put aside, or takes for new. */
-    if (i->epoch != atomic_load(&sp->epoch) && !FK_BUG(307))
+    if (i->epoch != atomic_load(&sp->epoch))
         rc = -ECANCELED;
     return rc;
 }
