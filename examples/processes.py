@@ -1,5 +1,6 @@
 """Processes of the examples: started with a mark in their environment, found by it again whoever's child they are, ended with
-all that they started. Also ports, and signals that end a script as an exception does.
+all that they started. Also ports, and signals that end a script as an exception does; and what deployments of several
+processes have in common.
 
 Used by dynamo/ and multi_node/ beside it. Standard library only.
 """
@@ -12,13 +13,16 @@ import re
 import signal
 import socket
 import subprocess
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+ROOT = Path(__file__).resolve().parents[1]
 KILL_SECONDS = 10
+STOP_SECONDS = 30
 MARK = "EXAMPLE_FOLDER_OF_FLEXKV"    # in the environment of all that is started: how it is found again
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -145,3 +149,74 @@ def ended_by_signals() -> Iterator[None]:
     finally:
         for s, handler in before.items():
             signal.signal(s, handler)
+
+
+class Processes:
+    """Processes that belong together, as a context manager: `start` starts them, `stop` ends them. The folder must be empty; it is
+    the caller's to remove."""
+
+    NOT_THEIRS: tuple[str, ...] = ("VLLM_", "FLEXKV_", "DYNAMO_")       # the user's settings that they do not see
+
+    def __init__(self, folder: Path, python: str = sys.executable) -> None:
+        self.folder, self.python = folder, python
+        self.children: list[Child] = []
+
+    def __enter__(self) -> Any:
+        try:
+            self.start()
+        except BaseException:
+            self.stop(0)
+            raise
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        self.stop(0 if kind else STOP_SECONDS)
+
+    def start(self) -> None:
+        raise NotImplementedError
+
+    def stop(self, patience: float) -> None:
+        raise NotImplementedError
+
+    def spawn(self, name: str, command: list[Any], extra: dict[str, str] | None = None, *, talks: bool = False) -> Child:
+        """talks: its standard input and output are ours, and the log has what it says beside that."""
+        log = self.folder / f"{name}.log"
+        with open(log, "ab") as out:
+            process = subprocess.Popen(command, cwd=self.folder, env=self.environment(extra or {}),
+                                       stdin=subprocess.PIPE if talks else subprocess.DEVNULL,
+                                       stdout=subprocess.PIPE if talks else out, stderr=out, start_new_session=True)
+        child = Child(name, process, log)
+        self.children.append(child)
+        return child
+
+    def environment(self, extra: dict[str, str]) -> dict[str, str]:
+        """The user's, with everything that is written below the folder."""
+        mine = {k: v for k, v in os.environ.items() if not k.startswith(self.NOT_THEIRS)}
+        for name in ("home", "cache"):
+            (self.folder / name).mkdir(exist_ok=True)
+        return mine | {
+            MARK: str(self.folder), "HOME": str(self.folder / "home"), "TMPDIR": str(self.folder),
+            "XDG_CACHE_HOME": str(self.folder / "cache"), "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1",
+            "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1",
+            "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "TOKENIZERS_PARALLELISM": "false",
+        } | extra
+
+    def wait(self, what: str, seconds: float, ready: Callable[[], Any], pause: float = 0.2) -> None:
+        deadline = time.monotonic() + seconds
+        while not ready():
+            for child in self.children:
+                child.alive()
+            if time.monotonic() > deadline:
+                raise Trouble(f"{what}: not ready after {seconds:.0f} s\n{self.last().tail()}")
+            time.sleep(pause)
+
+    def last(self) -> Child:
+        """Whose log says most about a wait that was in vain."""
+        return self.children[-1]
+
+    def write_model(self) -> None:
+        """A small one with random weights, in the folder."""
+        done = subprocess.run([self.python, ROOT / "tests/engine/tiny_model.py", "bytes", self.folder / "model"],
+                              capture_output=True, timeout=60)
+        if done.returncode:
+            raise Trouble(f"the model could not be written: {done.stderr.decode(errors='replace')}")

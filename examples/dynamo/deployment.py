@@ -14,11 +14,8 @@ from __future__ import annotations
 
 import http.client
 import json
-import os
 import re
 import shutil
-import signal
-import subprocess
 import sys
 import time
 from collections.abc import Container
@@ -27,13 +24,11 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from processes import (MARK, Child, Trouble, end_marked, end_processes, ended_by_signals,  # noqa: E402, F401
-                       free_ports, group_members, listens, marked, plain, stop_children)
+from processes import (STOP_SECONDS, Child, Processes, Trouble, end_marked, end_processes,  # noqa: E402, F401
+                       ended_by_signals, free_ports, group_members, listens, marked, plain, stop_children)
 
-ROOT = Path(__file__).resolve().parents[2]
 START_SECONDS = 300
 REQUEST_SECONDS = 120
-STOP_SECONDS = 30
 MODEL = "tiny"
 BLOCK = 32                          # tokens; vLLM's CPU attention takes multiples of it
 
@@ -66,46 +61,27 @@ class Answer:
     body: dict[str, Any]
 
 
-class Deployment:
-    """A context manager. Its folder must be empty; it is the caller's to remove."""
+class Deployment(Processes):
+    NOT_THEIRS = (*Processes.NOT_THEIRS, "DYN_", "NATS_", "ETCD_")
 
     def __init__(self, folder: Path, options: Options, python: str = sys.executable) -> None:
-        self.folder = folder
+        super().__init__(folder, python)
         self.options = options
-        self.python = python
-        self.children: list[Child] = []
         self.workers: list[Child] = []
         n = options.workers
         self.http, self.nats, self.etcd, self.etcd_peer, *rest = free_ports(4 + 2 * n)
         self.system, self.events = rest[:n], rest[n:]
         self.model = folder / "model"
 
-    def __enter__(self) -> Deployment:
-        try:
-            self._start()
-        except BaseException:
-            self.stop(0)
-            raise
-        return self
-
-    def __exit__(self, kind: object, *_: object) -> None:
-        self.stop(0 if kind else STOP_SECONDS)
-
     # ---- start ---------------------------------------------------------------------------------
 
-    def _start(self) -> None:
+    def start(self) -> None:
         self.write_model()
         if self.options.form == "etcd":
             self._start_servers()
         self.start_frontend()
         self._start_workers()
         self._wait_for_workers(range(self.options.workers))
-
-    def write_model(self) -> None:
-        done = subprocess.run([self.python, ROOT / "tests/engine/tiny_model.py", "bytes", self.model],
-                              capture_output=True, timeout=60)
-        if done.returncode:
-            raise Trouble(f"the model could not be written: {done.stderr.decode(errors='replace')}")
 
     def _start_servers(self) -> None:
         for program in ("nats-server", "etcd"):
@@ -172,45 +148,18 @@ class Deployment:
     def ssd_folder(self, number: int) -> Path:
         return self.folder / f"ssd{number}"
 
-    def spawn(self, name: str, command: list[str], extra: dict[str, str] | None = None) -> Child:
-        log = self.folder / f"{name}.log"
-        with open(log, "ab") as out:
-            process = subprocess.Popen(command, cwd=self.folder, env=self.environment(extra or {}),
-                                       stdin=subprocess.DEVNULL, stdout=out,
-                                       stderr=subprocess.STDOUT, start_new_session=True)
-        child = Child(name, process, log)
-        self.children.append(child)
-        return child
-
     def environment(self, extra: dict[str, str]) -> dict[str, str]:
-        """The user's, with everything that is written below the folder."""
-        mine = {k: v for k, v in os.environ.items()
-                if not k.startswith(("VLLM_", "FLEXKV_", "DYN_", "NATS_", "ETCD_", "DYNAMO_"))}
-        for name in ("home", "cache", "discovery"):
-            (self.folder / name).mkdir(exist_ok=True)
+        (self.folder / "discovery").mkdir(exist_ok=True)
         meet = {"DYN_FILE_KV": str(self.folder / "discovery")}
         if self.options.form == "etcd":
             meet = {"NATS_SERVER": f"nats://127.0.0.1:{self.nats}",
                     "ETCD_ENDPOINTS": f"http://127.0.0.1:{self.etcd}"}
-        return mine | meet | {
-            MARK: str(self.folder), "HOME": str(self.folder / "home"), "TMPDIR": str(self.folder),
-            "XDG_CACHE_HOME": str(self.folder / "cache"), "HF_HUB_OFFLINE": "1",
-            "TRANSFORMERS_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "1",
-            "VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1",
-            "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "TOKENIZERS_PARALLELISM": "false",
-        } | extra
+        return super().environment(meet | extra)
 
     # ---- waiting -------------------------------------------------------------------------------
 
-    def wait(self, what: str, seconds: float, ready: Any, pause: float = 0.2) -> None:
-        deadline = time.monotonic() + seconds
-        while not ready():
-            for child in self.children:
-                child.alive()
-            if time.monotonic() > deadline:
-                last = self.workers[-1] if self.workers else self.children[-1]
-                raise Trouble(f"{what}: not ready after {seconds:.0f} s\n{last.tail()}")
-            time.sleep(pause)
+    def last(self) -> Child:
+        return self.workers[-1] if self.workers else super().last()
 
     def _wait_for_workers(self, numbers: Any) -> None:
         """A worker says that it is ready; the front end knows of it a little later."""

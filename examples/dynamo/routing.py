@@ -20,20 +20,19 @@ import math
 import re
 import select
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
-from deployment import MODEL, Child, Deployment, Options, Trouble, ended_by_signals, marked
+from deployment import MODEL, Options, Trouble, ended_by_signals, marked
 from routing_worker import MOST_BLOCKS, block_tokens
 from scale_trace import BLOCK as TRACE_BLOCK
 from scale_trace import read
+from spoken import SECONDS, Spoken
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
-SECONDS = 60                    # for any one answer of front end or worker
 ROWS = "kv+flexkv,kv,round-robin+flexkv,round-robin"
 CREDIT = (1, 0.75, 0.25)        # what Dynamo's router gives for a block on the GPU, in CPU memory, on SSD
 ARRIVES, FIRST, ENDS = range(3)
@@ -119,45 +118,28 @@ def requests_of(args):
 
 # ---- the deployment -------------------------------------------------------------------------------
 
-class Routing(Deployment):
-    """Its workers are routing_worker.py; conversations with them are one question at a time."""
+class Routing(Spoken):
+    """Conversations with its workers are one question at a time."""
+
+    PROGRAM = HERE / "routing_worker.py"
 
     def __init__(self, folder, options, args):
         super().__init__(folder, options)
         self.args = args
         self.idle = []          # connections to the front end
-        self.at = {}
 
     def environment(self, extra):
         """A line of log for each request would be half of the work."""
         return super().environment(extra) | {"DYN_LOG": "warn"}
 
-    def _start_workers(self):
-        for number in range(self.options.workers):
-            self.workers.append(self.start_worker(number))
-
-    def start_worker(self, number):
+    def settings(self, number):
         args = self.args
-        settings = {"name": MODEL, "model": str(self.model), "port": self.events[number],
-                    "gpu": args.gpu, "cpu": args.cpu, "ssd": args.ssd, "block": args.block,
-                    "ssd_dir": str(self.ssd_folder(number)), "flexkv": self.options.flexkv,
-                    "context": 1 << 20}
-        log = self.folder / f"worker{number}.log"
-        with open(log, "ab") as out:
-            process = subprocess.Popen(
-                [self.python, HERE / "routing_worker.py", json.dumps(settings)], cwd=self.folder,
-                env=self.environment({}), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=out,
-                start_new_session=True)
-        child = Child(f"worker{number}", process, log)
-        self.children.append(child)
-        return child
+        return super().settings(number) | {
+            "gpu": args.gpu, "cpu": args.cpu, "ssd": args.ssd, "block": args.block,
+            "ssd_dir": str(self.ssd_folder(number)), "flexkv": self.options.flexkv, "context": 1 << 20}
 
-    def _wait_for_workers(self, numbers):
-        for number in numbers:
-            self.at[number] = self._hear([number])[1]["instance"]
-        self.wait("the front end", SECONDS, lambda: MODEL in self._models())
-        self.wait("the front end's list of workers", SECONDS,
-                  lambda: set(self.at.values()) <= self.known_workers())
+    def hear(self, number):
+        return self._hear([number])[1]
 
     def _hear(self, numbers, what="", also=()):
         """The next line of one of these workers: (which, what)."""

@@ -24,13 +24,11 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from processes import (MARK, Child, Trouble, end_marked, end_processes, free_ports, group_members,  # noqa: E402
-                       stop_children)
+from processes import (Child, Processes, Trouble, end_marked, end_processes, free_ports,  # noqa: E402
+                       group_members, stop_children)
 
-ROOT = Path(__file__).resolve().parents[2]
 START_SECONDS = 420
 REQUEST_SECONDS = 180
-STOP_SECONDS = 30
 SETTLE_SECONDS = 30
 BLOCK = 32                      # tokens; vLLM's CPU attention takes multiples of it
 MODEL = "tiny"
@@ -225,12 +223,14 @@ class Network:
 
 # ---- the cluster -----------------------------------------------------------------------------------
 
-class Cluster:
-    """A context manager. Its folder must be empty and its path short, as sockets lie in it; it is the caller's to remove."""
+class Cluster(Processes):
+    """The folder's path must be short, as sockets lie in it."""
+
+    NOT_THEIRS = (*Processes.NOT_THEIRS, "MOONCAKE_")
 
     def __init__(self, folder: Path, options: Options, python: str = sys.executable) -> None:
-        self.folder, self.options, self.python = folder, options, python
-        self.children: list[Child] = []
+        super().__init__(folder, python)
+        self.options = options
         self.redis: Child | None = None
         self.password = options.redis_password or secrets.token_hex(16)
         self.network = Network(folder, options.nodes, options.rate) if options.network else None
@@ -249,20 +249,9 @@ class Cluster:
     def all(self) -> list[Node]:
         return self.nodes + ([self.alone] if self.alone else [])
 
-    def __enter__(self) -> Cluster:
-        try:
-            self._start()
-        except BaseException:
-            self.stop(0)
-            raise
-        return self
-
-    def __exit__(self, kind: object, *_: object) -> None:
-        self.stop(0 if kind else STOP_SECONDS)
-
     # ---- start ---------------------------------------------------------------------------------
 
-    def _start(self) -> None:
+    def start(self) -> None:
         if self.network:
             self.network.up()
         if self.options.redis:
@@ -271,10 +260,7 @@ class Cluster:
         else:
             self.start_redis()
         if not self.options.model:
-            done = subprocess.run([self.python, ROOT / "tests/engine/tiny_model.py", "bytes", self.folder / "model"],
-                                  capture_output=True, timeout=60)
-            if done.returncode:
-                raise Trouble(f"the model could not be written: {done.stderr.decode(errors='replace')}")
+            self.write_model()
         for node in self.all:
             self.start_daemon(node)
         for node in self.all:
@@ -364,38 +350,10 @@ class Cluster:
                                     "device_name": ""}, indent=1) + "\n")
         return path
 
-    def spawn(self, name: str, words: list[str], extra: dict[str, str]) -> Child:
-        log = self.folder / f"{name}.log"
-        with open(log, "ab") as out:
-            process = subprocess.Popen(words, cwd=self.folder, env=self.environment(extra), stdin=subprocess.DEVNULL,
-                                       stdout=out, stderr=subprocess.STDOUT, start_new_session=True)
-        child = Child(name, process, log)
-        self.children.append(child)
-        return child
-
     def environment(self, extra: dict[str, str]) -> dict[str, str]:
-        """The user's, with everything that is written below the folder."""
-        mine = {k: v for k, v in os.environ.items() if not k.startswith(("VLLM_", "FLEXKV_", "MOONCAKE_", "DYNAMO_"))}
-        for name in ("home", "cache"):
-            (self.folder / name).mkdir(exist_ok=True)
-        return mine | {
-            MARK: str(self.folder), "HOME": str(self.folder / "home"), "TMPDIR": str(self.folder),
-            "XDG_CACHE_HOME": str(self.folder / "cache"), "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1",
-            "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1",
-            "VLLM_HOST_IP": "127.0.0.1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "VLLM_SERVER_DEV_MODE": "1",
-            "TOKENIZERS_PARALLELISM": "false",
-        } | extra
+        return super().environment({"VLLM_HOST_IP": "127.0.0.1", "VLLM_SERVER_DEV_MODE": "1"} | extra)
 
     # ---- waiting -------------------------------------------------------------------------------
-
-    def wait(self, what: str, seconds: float, ready: Any, pause: float = 0.1) -> None:
-        deadline = time.monotonic() + seconds
-        while not ready():
-            for child in self.children:
-                child.alive()
-            if time.monotonic() > deadline:
-                raise Trouble(f"{what}: not ready after {seconds:.0f} s\n{self.children[-1].tail()}")
-            time.sleep(pause)
 
     def met(self) -> bool:
         """Each node knows all others, and has read what they have."""
