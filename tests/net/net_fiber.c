@@ -5,13 +5,25 @@
 #include <time.h>
 #include <ucontext.h>
 
-#if defined(__SANITIZE_ADDRESS__)
+#if defined(__has_feature)              /* clang's way to say it */
+#define FIBER_ASAN __has_feature(address_sanitizer)
+#define FIBER_TSAN __has_feature(thread_sanitizer)
+#else
+#ifdef __SANITIZE_ADDRESS__
+#define FIBER_ASAN 1
+#endif
+#ifdef __SANITIZE_THREAD__
+#define FIBER_TSAN 1
+#endif
+#endif
+
+#if FIBER_ASAN
 #include <sanitizer/common_interface_defs.h>
 #define STACK_BYTES (256u << 10)
 #else
 #define STACK_BYTES (64u << 10)
 #endif
-#if defined(__SANITIZE_THREAD__)
+#if FIBER_TSAN
 #include <sanitizer/tsan_interface.h>
 #endif
 
@@ -26,7 +38,7 @@ struct net_fiber {
     pthread_cond_t *cond;               /* WAITS */
     uint64_t until_us;                  /* WAITS: its node's clock; SLEEPS: real */
     bool timed_out;
-#if defined(__SANITIZE_THREAD__)
+#if FIBER_TSAN
     void *tsan;
 #endif
 };
@@ -49,11 +61,11 @@ void net_fibers_of(struct net_node *p)
 
 /* ---- turns ---- */
 
-#if defined(__SANITIZE_ADDRESS__)
+#if FIBER_ASAN
 static const void *simulator_stack;
 static size_t simulator_bytes;
 #endif
-#if defined(__SANITIZE_THREAD__)
+#if FIBER_TSAN
 static void *simulator_tsan;
 #endif
 
@@ -61,16 +73,16 @@ static void *simulator_tsan;
 static void turn(struct net_fiber *f)
 {
     current = f;
-#if defined(__SANITIZE_ADDRESS__)
+#if FIBER_ASAN
     void *fake;
     __sanitizer_start_switch_fiber(&fake, f->stack, STACK_BYTES);
 #endif
-#if defined(__SANITIZE_THREAD__)
+#if FIBER_TSAN
     simulator_tsan = __tsan_get_current_fiber();
     __tsan_switch_to_fiber(f->tsan, 0);
 #endif
     swapcontext(&simulator, &f->context);
-#if defined(__SANITIZE_ADDRESS__)
+#if FIBER_ASAN
     __sanitizer_finish_switch_fiber(fake, NULL, NULL);
 #endif
     current = NULL;
@@ -81,22 +93,22 @@ static void give_up_turn(void)
 {
     struct net_fiber *f = current;
 
-#if defined(__SANITIZE_ADDRESS__)
-    void *fake;
+#if FIBER_ASAN
+    void *fake = NULL;
     __sanitizer_start_switch_fiber(f->state == FIBER_OVER ? NULL : &fake, simulator_stack, simulator_bytes);
 #endif
-#if defined(__SANITIZE_THREAD__)
+#if FIBER_TSAN
     __tsan_switch_to_fiber(simulator_tsan, 0);
 #endif
     swapcontext(&f->context, &simulator);
-#if defined(__SANITIZE_ADDRESS__)
+#if FIBER_ASAN
     __sanitizer_finish_switch_fiber(fake, &simulator_stack, &simulator_bytes);
 #endif
 }
 
 static void begin(void)
 {
-#if defined(__SANITIZE_ADDRESS__)
+#if FIBER_ASAN
     __sanitizer_finish_switch_fiber(NULL, &simulator_stack, &simulator_bytes);
 #endif
     current->main(current->arg);
@@ -119,7 +131,7 @@ static int fiber_new(struct net_node *p, void *(*main)(void *), void *arg)
     f->context.uc_stack.ss_sp = f->stack;
     f->context.uc_stack.ss_size = STACK_BYTES;
     makecontext(&f->context, begin, 0);
-#if defined(__SANITIZE_THREAD__)
+#if FIBER_TSAN
     f->tsan = __tsan_create_fiber(0);
 #endif
     return 0;
@@ -127,7 +139,7 @@ static int fiber_new(struct net_node *p, void *(*main)(void *), void *arg)
 
 static void fiber_free(struct net_fiber *f)
 {
-#if defined(__SANITIZE_THREAD__)
+#if FIBER_TSAN
     __tsan_destroy_fiber(f->tsan);
 #endif
     if (fk_vec_push(&stacks, f->stack))
