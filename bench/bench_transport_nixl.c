@@ -14,7 +14,7 @@
 #include "base/clock.h"
 #include "base/util.h"
 #include "bench_transport.h"
-#include "transport/nixl_lib.h"
+#include "nixl/nixl_lib.h"
 
 #define REST_US 20                      /* NIXL has nothing to wait for */
 

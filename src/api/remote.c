@@ -18,6 +18,8 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "events/note.h"
+#include "store/backend.h"
+#include "store/objects.h"
 
 #define MAX_SLEEP_US 1000000u
 
@@ -228,17 +230,52 @@ static void set_remote(struct fk_node *node, struct fk_node_store *r)
     pthread_mutex_unlock(&node->lock);
 }
 
+static int copy_text(char *out, size_t bytes, const char *text, const char *option)
+{
+    if ((size_t)snprintf(out, bytes, "%s", text) < bytes)
+        return 0;
+    return fk_api_fail(-ENAMETOOLONG, "%s: at most %zu characters", option, bytes - 1);
+}
+
+static int set_bucket(struct fk_store_bucket *b, const struct fk_settings *set)
+{
+    int rc = copy_text(b->name, sizeof(b->name), set->remote_bucket, "remote_bucket");
+
+    rc = rc ? rc : copy_text(b->endpoint, sizeof(b->endpoint), set->remote_endpoint, "remote_endpoint");
+    rc = rc ? rc : copy_text(b->region, sizeof(b->region), set->remote_region, "remote_region");
+    rc = rc ? rc : copy_text(b->prefix, sizeof(b->prefix), set->remote_prefix, "remote_prefix");
+    rc = rc ? rc : copy_text(b->plugin, sizeof(b->plugin), set->remote_nixl_plugin, "remote_nixl_plugin");
+    rc = rc ? rc : copy_text(b->ca_file, sizeof(b->ca_file), set->remote_ca_file, "remote_ca_file");
+    rc = rc ? rc : copy_text(b->library, sizeof(b->library), set->nixl_library, "nixl_library");
+    b->client = &fk_objects_nixl;
+    return rc;
+}
+
+static const char *place_of(const struct fk_settings *set)
+{
+    return set->remote_backend == FK_REMOTE_NIXL ? set->remote_bucket : set->remote_cache_dir;
+}
+
+static const char *setting_of(const struct fk_settings *set)
+{
+    return set->remote_backend == FK_REMOTE_NIXL ? "remote_bucket" : "remote_cache_dir";
+}
+
 static int open_store(struct fk_node_store *r, const struct fk_settings *set)
 {
+    bool objects = set->remote_backend == FK_REMOTE_NIXL;
     struct fk_store_params p = {
-        .path = set->remote_cache_dir, .capacity_bytes = set->remote_cache_bytes,
+        .backend = objects ? &fk_store_objects : &fk_store_dir, .path = place_of(set), .capacity_bytes = set->remote_cache_bytes,
         .threads = (uint32_t)set->remote_threads, .max_queued = FK_DEPOT_REQUESTS,
         .timeout_us = r->timeout_us, .scan_us = (uint64_t)set->remote_scan_ms * 1000,
         .retry_us = (uint64_t)set->remote_retry_ms * 1000, .wake = wake, .sure = sure, .arg = r,
     };
     char error[1500];
-    int rc = fk_store_open(&p, &r->store, error, sizeof(error));
+    int rc = set_bucket(&p.bucket, set);
 
+    if (rc)
+        return rc;
+    rc = fk_store_open(&p, &r->store, error, sizeof(error));
     return rc ? fk_api_fail(rc, "%s", error) : 0;
 }
 
@@ -310,9 +347,8 @@ int fk_node_remote_reset_wait(struct fk_node *node)
 {
     int rc = node->remote ? fk_store_reset_wait(node->remote->store, node->remote->timeout_us) : 0;
 
-    return rc ? fk_api_fail(rc, "everything is dropped here, but remote_cache_dir could not be reset yet (%s): it is not "
-                            "used until it can be; other nodes, and a restart before that, find old blocks",
-                            strerror(-rc)) : 0;
+    return rc ? fk_api_fail(rc, "everything is dropped here, but %s could not be reset yet (%s): it is not used until it can be; "
+                            "other nodes, and a restart before that, find old blocks", setting_of(node->set), strerror(-rc)) : 0;
 }
 
 /* What is under way to or from the slots is waited for, as long as it may take. */
@@ -346,7 +382,8 @@ json_t *fk_node_remote_json(const struct fk_node *node)
 
     fk_store_get_stats(r->store, &st);
     fk_depot_get_stats(r->depot, &d);
-    json_object_set_new(o, "path", json_string(node->set->remote_cache_dir));
+    json_object_set_new(o, "kind", json_string(node->set->remote_backend == FK_REMOTE_NIXL ? "nixl" : "directory"));
+    json_object_set_new(o, "path", json_string(place_of(node->set)));
     json_object_set_new(o, "reads", json_boolean(fk_store_reads(r->store)));
     json_object_set_new(o, "writes", json_boolean(fk_store_writes(r->store)));
     const struct { const char *name; uint64_t value; } numbers[] = {

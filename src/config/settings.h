@@ -35,6 +35,7 @@ enum fk_shared_kv_mode {
     FK_SHARED_KV_RANK0_ONLY, FK_SHARED_KV_LAYER_PARALLEL
 };
 enum fk_layerwise_notify { FK_LAYERWISE_HOSTFUNC, FK_LAYERWISE_POLLING };
+enum fk_remote_backend { FK_REMOTE_DIRECTORY, FK_REMOTE_NIXL };
 enum fk_remote_write_policy { FK_REMOTE_WRITE_THROUGH, FK_REMOTE_WRITE_ON_REUSE };
 enum fk_peer_copies { FK_PEER_COPIES_KEEP, FK_PEER_COPIES_EVICT_FIRST };
 enum fk_mooncake_protocol { FK_MOONCAKE_TCP, FK_MOONCAKE_RDMA };
@@ -177,7 +178,14 @@ struct fk_settings {
     bool enable_p2p_cpu;
     bool enable_p2p_ssd;
     bool enable_3rd_remote;
+    enum fk_remote_backend remote_backend;
     char *remote_cache_dir;
+    char *remote_bucket;
+    char *remote_endpoint;
+    char *remote_region;
+    char *remote_prefix;
+    char *remote_nixl_plugin;
+    char *remote_ca_file;
     uint64_t remote_cache_bytes;
     enum fk_remote_write_policy remote_write_policy;
     int64_t remote_threads;

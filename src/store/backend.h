@@ -25,8 +25,16 @@ struct fk_store_sure {
     uint64_t user;
 };
 
+/* What has come to be known of a space. */
+struct fk_store_news {
+    void (*found)(void *arg, struct fk_key key);
+    void (*forget)(void *arg);          /* all that was known is not there any more */
+    void *arg;
+};
+
 struct fk_store_backend {
     const char *name;
+    const char *setting;                /* that says where it is */
     int (*open)(const struct fk_store_params *p, void **store, char *error, size_t error_bytes);
     void (*close)(void *store);         /* and its spaces */
     int (*space)(void *store, const struct fk_store_space *s, void **space, char *error, size_t error_bytes);
@@ -39,12 +47,17 @@ struct fk_store_backend {
     /* Is the place there, is it still this store's, can it be written? */
     int (*probe)(void *space, bool write);
     int (*reset)(void *space);          /* all is gone at once; the rest is done by tidy */
+    /* One of the two: */
     /* found() for each block of the part. 1: nothing has changed since *part. */
     int (*list)(void *space, uint32_t part, struct fk_store_part *state, void (*found)(void *arg, struct fk_key key),
                 void *arg);
+    /* What others have written since the last call; and tells them what this node has. How much was read, or -errno: the
+     * rest the next time. */
+    int (*follow)(void *space, const struct fk_store_news *news);
+    void (*settle)(void *space);        /* before closing: others are told the last news; NULL: they know */
     uint64_t (*file_bytes)(void *space);        /* what a block takes */
     /* Bytes of other spaces than those opened. */
-    int (*other_bytes)(void *store, uint64_t *bytes);
+    int (*other_bytes)(void *store, uint64_t *bytes);   /* this, evict, tidy: NULL, where it has no capacity */
     /* Removes what was used longest ago until so many bytes are gone: removed() for each block, space NULL: of no space
      * opened. -EAGAIN: another node is at it. */
     int (*evict)(void *store, uint64_t bytes, const bool *stop,

@@ -509,7 +509,7 @@ static int dir_list(void *space, uint32_t part, struct fk_store_part *state, voi
 }
 
 const struct fk_store_backend fk_store_dir = {
-    .name = "dir", .open = dir_open, .close = dir_close, .space = dir_space,
+    .name = "dir", .setting = "remote_cache_dir", .open = dir_open, .close = dir_close, .space = dir_space,
     .get = dir_get, .put = dir_put, .probe = dir_probe, .reset = dir_reset, .list = dir_list,
     .file_bytes = dir_file_bytes, .other_bytes = dir_other_bytes, .evict = dir_evict, .tidy = dir_tidy,
 };

@@ -48,11 +48,42 @@ static int scan_part(struct fk_store *s, struct store_space *sp, uint32_t part)
     return rc == 0 ? 1 : rc == 1 || rc == -ENOMEM ? 0 : rc;
 }
 
+struct news { struct fk_store *s; struct store_space *sp; };
+
+static void found(void *arg, struct fk_key key)
+{
+    const struct news *n = arg;
+
+    if (fk_prints_add(n->sp->prints, key) < 0)
+        fk_debug("store %s: no memory to note a block", n->s->path);
+}
+
+static void forget(void *arg)
+{
+    const struct news *n = arg;
+
+    fk_prints_clear(n->sp->prints);
+}
+
+static int follow_space(struct fk_store *s, struct store_space *sp)
+{
+    struct news n = { s, sp };
+    struct fk_store_news news = { found, forget, &n };
+    int rc = s->be->follow(sp->priv, &news);
+
+    pthread_mutex_lock(&s->lock);
+    s->stats.listed += rc > 0 ? (uint64_t)rc : 0;
+    pthread_mutex_unlock(&s->lock);
+    return rc < 0 ? rc : 0;
+}
+
 static int scan_space(struct fk_store *s, struct store_space *sp)
 {
     uint64_t listed = 0;
     int rc = 0;
 
+    if (s->be->follow)
+        return follow_space(s, sp);
     for (uint32_t i = 0; i < FK_STORE_PARTS && rc >= 0 && !stopping(s); i++) {
         rc = scan_part(s, sp, i);
         listed += rc > 0;
@@ -155,7 +186,7 @@ static void scan(struct fk_store *s, uint64_t turn)
         rc = scan_space(s, s->spaces[i]);
     if (!rc && n && !s->reads.out && !s->writes.out) {
         rc = make_room(s);
-        uint64_t leftovers = turn % TIDY_SCANS == 0 ? s->be->tidy(s->priv) : 0;
+        uint64_t leftovers = s->be->tidy && turn % TIDY_SCANS == 0 ? s->be->tidy(s->priv) : 0;
         pthread_mutex_lock(&s->lock);
         s->stats.leftovers += leftovers;
         pthread_mutex_unlock(&s->lock);
@@ -214,6 +245,16 @@ static bool resets_wait(const struct fk_store *s)
     return false;
 }
 
+/* Closing: what they write now is to be told, too. With the lock. */
+static void wait_for_workers(struct fk_store *s)
+{
+    uint64_t at = fk_clock_us() + s->p.timeout_us / 2;
+    struct timespec ts = { (time_t)(at / 1000000u), (long)(at % 1000000u * 1000) };
+
+    while (s->alive > 1 && !pthread_cond_timedwait(&s->changed, &s->lock, &ts))
+        ;
+}
+
 void *store_scanner(void *arg)
 {
     struct fk_store *s = arg;
@@ -248,7 +289,12 @@ void *store_scanner(void *arg)
             pthread_cond_broadcast(&s->changed);
         }
     }
+    if (s->be->settle)
+        wait_for_workers(s);
     pthread_mutex_unlock(&s->lock);
+    uint32_t n = atomic_load(&s->n_spaces);
+    for (uint32_t i = 0; i < n && s->be->settle && !s->reads.out; i++)
+        s->be->settle(s->spaces[i]->priv);
     store_thread_gone(s);
     return NULL;
 }

@@ -233,12 +233,11 @@ int fk_store_open(const struct fk_store_params *p, struct fk_store **out, char *
     int rc = strlen(c->p.path ? c->p.path : "") >= sizeof(c->text) ? -ENAMETOOLONG : 0;
     if (rc) {
         call_free(c);
-        fk_fail(error, bytes, rc, "remote_cache_dir: the path is too long");
+        fk_fail(error, bytes, rc, "%s: it is too long", s->be->setting);
     } else {
         rc = call_wait(c, s->p.timeout_us, &s->priv, error, bytes);
         if (rc == -ETIMEDOUT)
-            fk_fail(error, bytes, rc, "remote_cache_dir %s does not answer (remote_timeout_ms); is the file system "
-                    "there?", s->path);
+            fk_fail(error, bytes, rc, "%s %s does not answer (remote_timeout_ms); is it there?", s->be->setting, s->path);
     }
     if (rc) {
         s->priv = NULL;
@@ -274,7 +273,7 @@ bool fk_store_close(struct fk_store *s)
     if (gone)
         store_free(s);
     else
-        fk_warn("store: %u threads hang in a file system that does not answer; they are left alone", alive);
+        fk_warn("store: %u threads hang in a store that does not answer; they are left alone", alive);
     return gone || !busy;
 }
 
@@ -317,7 +316,7 @@ int fk_store_space(struct fk_store *s, const struct fk_store_space *d, uint32_t 
     c->owner = s;
     int rc = call_wait(c, s->p.timeout_us, &sp->priv, error, bytes);
     if (rc == -ETIMEDOUT)
-        fk_fail(error, bytes, rc, "remote_cache_dir %s does not answer (remote_timeout_ms)", s->path);
+        fk_fail(error, bytes, rc, "%s %s does not answer (remote_timeout_ms)", s->be->setting, s->path);
     if (rc) {
         fk_prints_destroy(sp->prints);
         free(sp);

@@ -42,9 +42,17 @@
 struct fk_store;
 struct fk_store_backend;
 
+/* Where an object store is; empty: as the library that is used has it. */
+struct fk_store_bucket {
+    char name[128], endpoint[256], region[64], prefix[256];
+    char plugin[32], ca_file[512], library[1024];
+    const struct fk_object_client *client;      /* objects.h */
+};
+
 struct fk_store_params {
     const struct fk_store_backend *backend;     /* NULL: the directory */
-    const char *path;                   /* made if it is not there; its parent must be */
+    const char *path;                   /* the directory, made if it is not there (its parent must be); else for people */
+    struct fk_store_bucket bucket;      /* for fk_store_objects */
     uint64_t capacity_bytes;            /* of all spaces together; 0: no limit */
     uint32_t threads;                   /* 0: 4. At most half of them write */
     uint32_t max_queued;                /* requests that have not ended; 0: 1024 */

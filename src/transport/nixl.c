@@ -8,8 +8,8 @@
 #include <stdio.h>
 
 #include "base/log.h"
+#include "nixl/nixl_lib.h"
 #include "transport/agents.h"
-#include "transport/nixl_lib.h"
 
 #define DEFAULT_PLUGIN "UCX"
 

@@ -117,7 +117,7 @@ static inline int faulty_evict(void *s, uint64_t b, const bool *stop,
 }
 
 static const struct fk_store_backend faulty = {
-    .name = "faulty", .open = faulty_open, .close = faulty_close, .space = faulty_space, .get = faulty_get,
+    .name = "faulty", .setting = "remote_cache_dir", .open = faulty_open, .close = faulty_close, .space = faulty_space, .get = faulty_get,
     .put = faulty_put, .probe = faulty_probe, .reset = faulty_reset, .list = faulty_list,
     .file_bytes = faulty_file_bytes, .other_bytes = faulty_other, .evict = faulty_evict, .tidy = faulty_tidy,
 };

@@ -1,7 +1,8 @@
 /*
- * test_remote.c - nodes with a directory that they share (enable_3rd_remote), through the public API: what one put
+ * test_remote.c - nodes with a place that they share (enable_3rd_remote), through the public API: what one put
  * another gets, every byte checked; namespaces, KV events, resets, write policies; files that are wrong, stores that are
- * full, fail or hang; and together with peers, over a real Redis.
+ * full, fail or hang; and together with peers, over a real Redis. A directory; with FLEXKV_TEST_S3 a bucket of a real
+ * server, through NIXL (s3_rig.h).
  */
 #include <ftw.h>
 #include <sys/mount.h>
@@ -9,10 +10,17 @@
 #include "api_rig.h"
 #include "events_rig.h"
 #include "redis_rig.h"
+#include "s3_rig.h"
 
 static char dir[80];
 
-#define STORE "enable_3rd_remote", "1", "remote_cache_dir", dir, "remote_scan_ms", "20", "remote_retry_ms", "50"
+static const char *if_s3(const char *text, const char *otherwise) { return s3_wanted() ? text : otherwise; }
+static const char *prefix(void) { return strrchr(dir, '/') + 1; }
+static const char *nixl(void) { return getenv("FLEXKV_TEST_NIXL") ? getenv("FLEXKV_TEST_NIXL") : ""; }
+
+#define STORE "enable_3rd_remote", "1", "remote_backend", if_s3("nixl", "directory"), "remote_cache_dir", dir, \
+    "remote_bucket", "flexkv-test", "remote_endpoint", s3.endpoint, "remote_prefix", prefix(), "nixl_library", nixl(), \
+    "remote_scan_ms", if_s3("50", "20"), "remote_retry_ms", "50"
 
 static int remove_one(const char *path, const struct stat *st, int kind, struct FTW *ftw)
 {
@@ -29,6 +37,8 @@ static int make_store(void **state)
 
 static int remove_store(void **state)
 {
+    if (s3.pid > 0)
+        kill(s3.pid, SIGCONT);
     umount2(dir, MNT_DETACH);           /* of a test that failed */
     nftw(dir, remove_one, 8, FTW_DEPTH | FTW_PHYS);
     return 0;
@@ -229,7 +239,8 @@ static void a_reset_forgets_them(void **state)
     assert_true(reaches(&b, 1, 8));
     assert_int_equal(flexkv_reset(a.node), 0);
     assert_int_equal(matched(&a, 1, 8), 0);
-    assert_int_equal(get_and_check(&b, 1, 8), 0);       /* known perhaps, but gone */
+    if (!s3_wanted())                   /* where others go on until their next look */
+        assert_int_equal(get_and_check(&b, 1, 8), 0);   /* known perhaps, but gone */
     wait_until(matched(&b, 1, 8) == 0);
     put_chain(&a, 2, 8);                /* and it goes on */
     assert_true(reaches(&b, 2, 8));
@@ -269,8 +280,12 @@ static void wrong_bytes_are_not_delivered(void **state)
     put_chain(&a, 1, 40);
     close_node(&a);
     n_spoiled = 0;
-    assert_int_equal(nftw(dir, spoil_one, 8, FTW_PHYS), 0);
-    assert_int_equal(n_spoiled, 3);
+    if (s3_wanted()) {
+        assert_int_equal(s3_do("spoil", prefix(), 3), 0);
+    } else {
+        assert_int_equal(nftw(dir, spoil_one, 8, FTW_PHYS), 0);
+        assert_int_equal(n_spoiled, 3);
+    }
     open_node(&b, MORE(STORE));
     assert_true(reaches(&b, 1, 40));
     uint32_t got = get_and_check(&b, 1, 40);        /* which compares what it gets */
@@ -296,11 +311,33 @@ static void settings_that_cannot_be(void **state)
     assert_non_null(strstr(flexkv_last_error(), "remote_cache_dir /proc/none/x"));
 }
 
+#define refused(status, text, ...) do { \
+        assert_int_equal(try_open(MORE(STORE, __VA_ARGS__), &node), (status)); \
+        if (!strstr(flexkv_last_error(), (text))) \
+            fail_msg("no \"%s\" in \"%s\"", (text), flexkv_last_error()); \
+    } while (0)
+
+static void buckets_that_cannot_be(void **state)
+{
+    flexkv_node *node = NULL;
+
+    refused(-EINVAL, "remote_bucket is not given", "remote_backend", "nixl", "remote_bucket", "");
+    refused(-EINVAL, "remote_cache_gb can't be kept", "remote_backend", "nixl", "remote_cache_gb", "5");
+    refused(-EINVAL, "remote_prefix /x", "remote_backend", "nixl", "remote_prefix", "/x");
+    if (!s3_wanted()) {
+        refused(-ENOSYS, "nixl_library", "remote_backend", "nixl", "nixl_library", "/no/such/folder");
+        return;
+    }
+    refused(-ENODEV, "plugin NOTHING", "remote_nixl_plugin", "NOTHING");
+    refused(-EIO, "remote_bucket no-such-bucket at http://127.0.0.1", "remote_bucket", "no-such-bucket");
+    refused(-ETIMEDOUT, "remote_bucket flexkv-test", "remote_endpoint", "http://127.0.0.1:1", "remote_timeout_ms", "700");
+}
+
 static void a_full_store_is_read(void **state)
 {
     struct api a = { 0 }, b = { 0 };
 
-    if (mount("none", dir, "tmpfs", 0, "size=400k"))
+    if (s3_wanted() || mount("none", dir, "tmpfs", 0, "size=400k"))
         skip();
     open_node(&a, MORE(STORE));
     for (uint32_t c = 0; c < 7; c++)
@@ -330,7 +367,23 @@ static int mount_dead_fuse(void)
     return -1;
 }
 
-/* The file system hangs for good: operations end, memory serves on, the node closes. */
+/* From now on nobody answers. < 0: that can't be had here. */
+static int hang(void)
+{
+    return s3_wanted() ? kill(s3.pid, SIGSTOP) : mount_dead_fuse();
+}
+
+static void hang_no_more(int fuse)
+{
+    if (s3_wanted()) {
+        kill(s3.pid, SIGCONT);
+        return;
+    }
+    assert_int_equal(umount2(dir, MNT_DETACH), 0);
+    close(fuse);
+}
+
+/* It hangs for good: operations end, memory serves on, the node closes. */
 static void a_hung_store_hangs_nobody(void **state)
 {
     struct api a = { 0 }, b = { 0 };
@@ -338,11 +391,11 @@ static void a_hung_store_hangs_nobody(void **state)
     open_node(&a, MORE(STORE));
     put_chain(&a, 1, 8);
     close_node(&a);
-    open_node(&b, MORE(STORE, "remote_timeout_ms", "300", "remote_threads", "2"));
+    open_node(&b, MORE(STORE, "remote_timeout_ms", if_s3("2000", "300"), "remote_threads", "2"));
     assert_true(reaches(&b, 1, 8));
     assert_int_equal(put_chain(&b, 2, 8).blocks_ok, 8);
     wait_stored(&b, 8);
-    int fuse = mount_dead_fuse();
+    int fuse = hang();
     if (fuse < 0) {
         close_node(&b);
         skip();
@@ -355,14 +408,14 @@ static void a_hung_store_hangs_nobody(void **state)
     assert_int_equal(get_and_check(&b, 2, 8), 8);
     wait_until(!status_number(&b, "reads"));
     assert_int_equal(matched(&b, 1, 8), 0);
-    assert_true(status_number(&b, "quarantined") > 0);
+    if (!s3_wanted())                   /* whose bytes go through other buffers */
+        assert_true(status_number(&b, "quarantined") > 0);
     assert_int_equal(flexkv_reset(b.node), -ETIMEDOUT);
-    assert_non_null(strstr(flexkv_last_error(), "remote_cache_dir"));
+    assert_non_null(strstr(flexkv_last_error(), if_s3("remote_bucket", "remote_cache_dir")));
     flexkv_node *node = NULL;
     assert_int_equal(try_open(MORE(STORE, "remote_timeout_ms", "100"), &node), -ETIMEDOUT);
     close_node(&b);                     /* the slots that it still may write to are left behind */
-    assert_int_equal(umount2(dir, MNT_DETACH), 0);
-    close(fuse);
+    hang_no_more(fuse);
     usleep(300000);                     /* those who hung come back, and find nobody */
 }
 
@@ -373,16 +426,15 @@ static void a_hung_store_that_comes_back(void **state)
     open_node(&a, MORE(STORE));
     put_chain(&a, 1, 8);
     close_node(&a);
-    open_node(&b, MORE(STORE, "remote_timeout_ms", "200"));
+    open_node(&b, MORE(STORE, "remote_timeout_ms", if_s3("2000", "200")));
     assert_true(reaches(&b, 1, 8));
-    int fuse = mount_dead_fuse();
+    int fuse = hang();
     if (fuse < 0) {
         close_node(&b);
         skip();
     }
     assert_int_equal(get_and_check(&b, 1, 8), 0);
-    assert_int_equal(umount2(dir, MNT_DETACH), 0);
-    close(fuse);
+    hang_no_more(fuse);
     assert_true(reaches(&b, 1, 8));
     wait_until(get_and_check(&b, 1, 8) == 8);
     wait_until(status_number(&b, "quarantined") == 0);
@@ -454,6 +506,7 @@ int main(void)
         test(a_reset_forgets_them),
         test(wrong_bytes_are_not_delivered),
         test(settings_that_cannot_be),
+        test(buckets_that_cannot_be),
         test(a_full_store_is_read),
         test(a_hung_store_hangs_nobody),
         test(a_hung_store_that_comes_back),
@@ -461,5 +514,9 @@ int main(void)
     };
 
     fk_log_set_level(FK_LOG_OFF);
-    return cmocka_run_group_tests(tests, NULL, NULL);
+    if (s3_wanted())
+        s3_start();
+    int failed = cmocka_run_group_tests(tests, NULL, NULL);
+    s3_stop();
+    return failed;
 }

@@ -1,5 +1,5 @@
 /* nixl_lib.c - see nixl_lib.h. */
-#include "transport/nixl_lib.h"
+#include "nixl/nixl_lib.h"
 
 #include <dirent.h>
 #include <dlfcn.h>
@@ -10,59 +10,26 @@
 #include <string.h>
 #include <sys/stat.h>
 
+#include "base/fail.h"
 #include "base/log.h"
 #include "base/util.h"
-#include "transport/endpoint.h"
+#include "nixl/nixl_impl.h"
 
 #define LIBRARY "libnixl_capi.so"
 #define PROGRESS_US 100000u             /* the agent's thread looks at least so often: NIXL says that a wake-up may be lost */
 
-enum { OK = 0, IN_PROGRESS = 1 };       /* its statuses; below zero: errors */
-enum { MEMORY_DRAM = 0 };
-enum { OP_WRITE = 1 };
-
-struct config {                         /* of an agent */
-    bool progress_thread, listen_thread;
-    int listen_port;
-    int thread_sync;
-    unsigned n_workers;
-    uint64_t progress_delay_us, listen_delay_us;
-    bool telemetry;
-};
-
-static struct {
-    bool (*is_stub)(void);
-    int (*create_configured_agent)(const char *name, const struct config *c, void **agent);
-    int (*destroy_agent)(void *agent);
-    int (*get_local_md)(void *agent, void **data, size_t *bytes);
-    int (*load_remote_md)(void *agent, const void *data, size_t bytes, char **name);
-    int (*create_params)(void **params);
-    int (*params_add)(void *params, const char *key, const char *value);
-    int (*destroy_params)(void *params);
-    int (*create_backend)(void *agent, const char *plugin, void *params, void **backend);
-    int (*destroy_backend)(void *backend);
-    int (*create_reg_dlist)(int memory, void **list);
-    int (*reg_dlist_add_desc)(void *list, uintptr_t at, size_t bytes, uint64_t device, const void *meta, size_t meta_bytes);
-    int (*destroy_reg_dlist)(void *list);
-    int (*register_mem)(void *agent, void *list, void *options);
-    int (*create_xfer_dlist)(int memory, void **list);
-    int (*xfer_dlist_add_desc)(void *list, uintptr_t at, size_t bytes, uint64_t device);
-    int (*destroy_xfer_dlist)(void *list);
-    int (*create_xfer_req)(void *agent, int op, void *local, void *remote, const char *who, void **request, void *options);
-    int (*post_xfer_req)(void *agent, void *request, void *options);
-    int (*get_xfer_status)(void *agent, void *request);
-    int (*release_xfer_req)(void *agent, void *request);
-    int (*destroy_xfer_req)(void *request);
-} nixl;
+struct fk_nixl_api fk_nixl;
 
 static const struct { const char *name; void *at; } symbols[] = {
-#define SYMBOL(name) { "nixl_capi_" #name, &nixl.name }
+#define SYMBOL(name) { "nixl_capi_" #name, &fk_nixl.name }
     SYMBOL(is_stub), SYMBOL(create_configured_agent), SYMBOL(destroy_agent), SYMBOL(get_local_md),
     SYMBOL(load_remote_md), SYMBOL(create_params), SYMBOL(params_add), SYMBOL(destroy_params), SYMBOL(create_backend),
     SYMBOL(destroy_backend), SYMBOL(create_reg_dlist), SYMBOL(reg_dlist_add_desc), SYMBOL(destroy_reg_dlist),
     SYMBOL(register_mem), SYMBOL(create_xfer_dlist), SYMBOL(xfer_dlist_add_desc), SYMBOL(destroy_xfer_dlist),
     SYMBOL(create_xfer_req), SYMBOL(post_xfer_req), SYMBOL(get_xfer_status), SYMBOL(release_xfer_req),
-    SYMBOL(destroy_xfer_req),
+    SYMBOL(destroy_xfer_req), SYMBOL(deregister_mem), SYMBOL(create_opt_args), SYMBOL(opt_args_add_backend),
+    SYMBOL(destroy_opt_args), SYMBOL(create_query_resp_list), SYMBOL(query_resp_list_has_value),
+    SYMBOL(destroy_query_resp_list), SYMBOL(query_mem),
 #undef SYMBOL
 };
 
@@ -113,12 +80,12 @@ static int take_symbols(void *handle, const char *file, char *error, size_t byte
     for (size_t i = 0; i < fk_array_size(symbols); i++) {
         void *p = dlsym(handle, symbols[i].name);
         if (!p)
-            return fk_fail(error, bytes, -ENOSYS, "transport nixl: %s has no %s: it is not NIXL's C library, or one "
+            return fk_fail(error, bytes, -ENOSYS, "NIXL: %s has no %s: it is not NIXL's C library, or one "
                            "older than 1.4 (nixl_library)", file, symbols[i].name);
         memcpy(symbols[i].at, &p, sizeof(p));
     }
-    if (nixl.is_stub())
-        return fk_fail(error, bytes, -ENOSYS, "transport nixl: %s is the stub for building without NIXL "
+    if (fk_nixl.is_stub())
+        return fk_fail(error, bytes, -ENOSYS, "NIXL: %s is the stub for building without NIXL "
                        "(nixl_library)", file);
     return 0;
 }
@@ -138,7 +105,7 @@ static int load(const char *path, char *error, size_t bytes)
     }
     void *handle = dlopen(file, RTLD_NOW | RTLD_LOCAL);         /* never unloaded */
     if (!handle)
-        return fk_fail(error, bytes, -ENOSYS, "transport nixl: %s; install NIXL (the wheel nixl_cu12 or nixl_cu13) "
+        return fk_fail(error, bytes, -ENOSYS, "NIXL: %s; install NIXL (the wheel nixl_cu12 or nixl_cu13) "
                        "and name the folder of its " LIBRARY " (nixl_library)", dlerror());
     int rc = take_symbols(handle, file, error, bytes);
     if (rc)
@@ -169,35 +136,35 @@ static int create_backend(struct fk_nixl_agent *a, const char *plugin, const cha
 {
     void *params = NULL;
     char config[128];
-    int rc = nixl.create_params(&params);
+    int rc = fk_nixl.create_params(&params);
 
     snprintf(config, sizeof(config), "TLS=^cma,NET_DEVICES=%s", device);
-    if (rc == OK && strcmp(plugin, "UCX") == 0) {
-        rc = nixl.params_add(params, "ucx_error_handling_mode", "peer");
-        if (rc == OK)
-            rc = nixl.params_add(params, "ucx_ep_close_force", "true");
-        if (rc == OK)
-            rc = nixl.params_add(params, "engine_config", config);
+    if (rc == NIXL_OK && strcmp(plugin, "UCX") == 0) {
+        rc = fk_nixl.params_add(params, "ucx_error_handling_mode", "peer");
+        if (rc == NIXL_OK)
+            rc = fk_nixl.params_add(params, "ucx_ep_close_force", "true");
+        if (rc == NIXL_OK)
+            rc = fk_nixl.params_add(params, "engine_config", config);
     }
-    if (rc == OK)
-        rc = nixl.create_backend(a->agent, plugin, params, &a->backend);
+    if (rc == NIXL_OK)
+        rc = fk_nixl.create_backend(a->agent, plugin, params, &a->backend);
     if (params)
-        nixl.destroy_params(params);
+        fk_nixl.destroy_params(params);
     return rc;
 }
 
 int fk_nixl_open(struct fk_nixl_agent *a, const char *name, const char *plugin, const char *device, bool progress)
 {
-    struct config c = { .progress_thread = progress, .n_workers = 1, .progress_delay_us = PROGRESS_US,
+    struct fk_nixl_config c = { .progress_thread = progress, .n_workers = 1, .progress_delay_us = PROGRESS_US,
                         .listen_delay_us = PROGRESS_US };
 
     *a = (struct fk_nixl_agent){ 0 };
-    int rc = nixl.create_configured_agent(name, &c, &a->agent);
-    if (rc == OK)
+    int rc = fk_nixl.create_configured_agent(name, &c, &a->agent);
+    if (rc == NIXL_OK)
         rc = create_backend(a, plugin, device);
-    if (rc == OK)
+    if (rc == NIXL_OK)
         return 0;
-    fk_warn("transport nixl: no %s (plugin %s, device %s, status %d)", a->agent ? "backend" : "agent", plugin, device, rc);
+    fk_warn("NIXL: no %s (plugin %s, device %s, status %d)", a->agent ? "backend" : "agent", plugin, device, rc);
     fk_nixl_close(a);
     return -EIO;
 }
@@ -205,39 +172,39 @@ int fk_nixl_open(struct fk_nixl_agent *a, const char *name, const char *plugin, 
 int fk_nixl_register(struct fk_nixl_agent *a, void *base, size_t bytes)
 {
     void *list = NULL;
-    int rc = nixl.create_reg_dlist(MEMORY_DRAM, &list);
+    int rc = fk_nixl.create_reg_dlist(NIXL_DRAM, &list);
 
-    if (rc == OK)
-        rc = nixl.reg_dlist_add_desc(list, (uintptr_t)base, bytes, 0, NULL, 0);
-    if (rc == OK)
-        rc = nixl.register_mem(a->agent, list, NULL);
+    if (rc == NIXL_OK)
+        rc = fk_nixl.reg_dlist_add_desc(list, (uintptr_t)base, bytes, 0, NULL, 0);
+    if (rc == NIXL_OK)
+        rc = fk_nixl.register_mem(a->agent, list, NULL);
     if (list)
-        nixl.destroy_reg_dlist(list);
-    if (rc != OK)
-        fk_warn("transport nixl: %zu bytes can't be registered: status %d", bytes, rc);
-    return rc == OK ? 0 : -EIO;
+        fk_nixl.destroy_reg_dlist(list);
+    if (rc != NIXL_OK)
+        fk_warn("NIXL: %zu bytes can't be registered: status %d", bytes, rc);
+    return rc == NIXL_OK ? 0 : -EIO;
 }
 
 void fk_nixl_close(struct fk_nixl_agent *a)
 {
     if (a->agent)
-        nixl.destroy_agent(a->agent);
+        fk_nixl.destroy_agent(a->agent);
     if (a->backend)
-        nixl.destroy_backend(a->backend);           /* the handle; the backend went with its agent */
+        fk_nixl.destroy_backend(a->backend);           /* the handle; the backend went with its agent */
     free(a->remote);
     *a = (struct fk_nixl_agent){ 0 };
 }
 
 int fk_nixl_metadata(struct fk_nixl_agent *a, void **data, size_t *bytes)
 {
-    return nixl.get_local_md(a->agent, data, bytes) == OK ? 0 : -EIO;
+    return fk_nixl.get_local_md(a->agent, data, bytes) == NIXL_OK ? 0 : -EIO;
 }
 
 int fk_nixl_peer(struct fk_nixl_agent *a, const void *data, size_t bytes)
 {
     if (a->remote)                      /* once: a channel has one peer */
         return -EPROTO;
-    return nixl.load_remote_md(a->agent, data, bytes, &a->remote) == OK ? 0 : -EPROTO;
+    return fk_nixl.load_remote_md(a->agent, data, bytes, &a->remote) == NIXL_OK ? 0 : -EPROTO;
 }
 
 /* ---- moving bytes ---- */
@@ -245,29 +212,29 @@ int fk_nixl_peer(struct fk_nixl_agent *a, const void *data, size_t bytes)
 static int create_request(struct fk_nixl_agent *a, const void *data, size_t bytes, uint64_t to, void **request)
 {
     void *from = NULL, *there = NULL;
-    int rc = nixl.create_xfer_dlist(MEMORY_DRAM, &from);
+    int rc = fk_nixl.create_xfer_dlist(NIXL_DRAM, &from);
 
-    if (rc == OK)
-        rc = nixl.create_xfer_dlist(MEMORY_DRAM, &there);
-    if (rc == OK)
-        rc = nixl.xfer_dlist_add_desc(from, (uintptr_t)data, bytes, 0);
-    if (rc == OK)
-        rc = nixl.xfer_dlist_add_desc(there, to, bytes, 0);
-    if (rc == OK)
-        rc = nixl.create_xfer_req(a->agent, OP_WRITE, from, there, a->remote, request, NULL);
+    if (rc == NIXL_OK)
+        rc = fk_nixl.create_xfer_dlist(NIXL_DRAM, &there);
+    if (rc == NIXL_OK)
+        rc = fk_nixl.xfer_dlist_add_desc(from, (uintptr_t)data, bytes, 0);
+    if (rc == NIXL_OK)
+        rc = fk_nixl.xfer_dlist_add_desc(there, to, bytes, 0);
+    if (rc == NIXL_OK)
+        rc = fk_nixl.create_xfer_req(a->agent, NIXL_WRITE, from, there, a->remote, request, NULL);
     if (from)
-        nixl.destroy_xfer_dlist(from);
+        fk_nixl.destroy_xfer_dlist(from);
     if (there)
-        nixl.destroy_xfer_dlist(there);
+        fk_nixl.destroy_xfer_dlist(there);
     return rc;
 }
 
 int fk_nixl_write(struct fk_nixl_agent *a, const void *data, size_t bytes, uint64_t to, void **transfer)
 {
-    if (!a->remote || create_request(a, data, bytes, to, transfer) != OK)
+    if (!a->remote || create_request(a, data, bytes, to, transfer) != NIXL_OK)
         return -EINVAL;
-    int rc = nixl.post_xfer_req(a->agent, *transfer, NULL);
-    if (rc == OK || rc == IN_PROGRESS)
+    int rc = fk_nixl.post_xfer_req(a->agent, *transfer, NULL);
+    if (rc == NIXL_OK || rc == NIXL_IN_PROGRESS)
         return 0;
     fk_nixl_forget(a, *transfer);
     *transfer = NULL;
@@ -276,13 +243,13 @@ int fk_nixl_write(struct fk_nixl_agent *a, const void *data, size_t bytes, uint6
 
 int fk_nixl_done(struct fk_nixl_agent *a, void *transfer)
 {
-    int rc = nixl.get_xfer_status(a->agent, transfer);
+    int rc = fk_nixl.get_xfer_status(a->agent, transfer);
 
-    return rc == OK ? 0 : rc == IN_PROGRESS ? -EINPROGRESS : -EIO;
+    return rc == NIXL_OK ? 0 : rc == NIXL_IN_PROGRESS ? -EINPROGRESS : -EIO;
 }
 
 void fk_nixl_forget(struct fk_nixl_agent *a, void *transfer)
 {
-    nixl.release_xfer_req(a->agent, transfer);
-    nixl.destroy_xfer_req(transfer);
+    fk_nixl.release_xfer_req(a->agent, transfer);
+    fk_nixl.destroy_xfer_req(transfer);
 }

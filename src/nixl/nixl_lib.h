@@ -2,12 +2,14 @@
  * nixl_lib.h - NIXL's C library (libnixl_capi.so, of NVIDIA's wheel or a build of one's own), loaded at run time. There is
  * no header of it in the wheel: what is used is declared here, as NIXL 1.4 and 1.5 have it (Apache-2.0).
  *
+ * Here: loading it, and agents that write into other processes' memory, for the transport. Objects: objects.h.
+ *
  * An *agent* owns connections and registered memory. Each channel has one of its own on both sides, so that destroying
  * it makes sure that nothing reads or writes our memory any more for that peer. The thread of its transport; the
  * reader's agents have a thread of NIXL's besides, which sleeps unless something arrives.
  */
-#ifndef FK_TRANSPORT_NIXL_LIB_H
-#define FK_TRANSPORT_NIXL_LIB_H
+#ifndef FK_NIXL_LIB_H
+#define FK_NIXL_LIB_H
 
 #include <stdbool.h>
 #include <stddef.h>

@@ -1,0 +1,433 @@
+/* objects.c - see objects.h. */
+#include "nixl/objects.h"
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <time.h>
+
+#include "base/clock.h"
+#include "base/fail.h"
+#include "base/log.h"
+#include "base/util.h"
+#include "nixl/nixl_impl.h"
+#include "nixl/nixl_lib.h"
+
+#define ALIGN 4096u
+#define CLEARED 131072u                 /* of a buffer that is read into: as much of its end */
+#define KEPT 64u                        /* buffers kept for later */
+#define POLL_FIRST_US 100u              /* NIXL has nothing to wait for: it is asked, */
+#define POLL_LAST_US 2000u              /* less and less often */
+
+struct buffer {
+    void *at;
+    size_t bytes;
+    struct buffer *next;
+};
+
+struct transfer {
+    struct buffer *buf;
+    void *name, *request;               /* the registered name; NIXL's request */
+    struct transfer *next;
+};
+
+struct agent { void *agent, *backend; };
+
+struct fk_nixl_objects {
+    char name[64];
+    uint32_t max_late;
+    pthread_mutex_t lock;               /* `move`, and all below */
+    struct agent move;                  /* that transfers */
+    struct buffer *free;
+    uint32_t n_free;
+    struct transfer *late;
+    uint32_t n_late;
+    uint64_t serial;                    /* a number for each name while it is registered */
+    pthread_mutex_t ask_lock;           /* `ask` */
+    struct agent ask;                   /* whether something is there: its calls wait, by NIXL's own deadline of half a minute */
+    void *ask_options;
+};
+
+/* ---- agents ---- */
+
+static int agent_open(struct agent *a, const char *name, const struct fk_nixl_objects_params *p)
+{
+    struct fk_nixl_config c = { .n_workers = 1 };
+    void *params = NULL;
+    int rc = fk_nixl.create_configured_agent(name, &c, &a->agent);
+
+    if (rc == NIXL_OK)
+        rc = fk_nixl.create_params(&params);
+    for (uint32_t i = 0; rc == NIXL_OK && i < p->n_params; i++)
+        if (p->param[i].value && *p->param[i].value)
+            rc = fk_nixl.params_add(params, p->param[i].name, p->param[i].value);
+    if (rc == NIXL_OK)
+        rc = fk_nixl.create_backend(a->agent, p->plugin, params, &a->backend);
+    if (params)
+        fk_nixl.destroy_params(params);
+    return rc;
+}
+
+static void agent_close(struct agent *a)
+{
+    if (a->agent)
+        fk_nixl.destroy_agent(a->agent);
+    if (a->backend)
+        fk_nixl.destroy_backend(a->backend);
+}
+
+static int ask_options(struct fk_nixl_objects *o)
+{
+    int rc = fk_nixl.create_opt_args(&o->ask_options);
+
+    return rc == NIXL_OK ? fk_nixl.opt_args_add_backend(o->ask_options, o->ask.backend) : rc;
+}
+
+int fk_nixl_objects_open(const struct fk_nixl_objects_params *p, struct fk_nixl_objects **out, char *error, size_t bytes)
+{
+    static _Atomic uint32_t number;
+    char ask[80];
+    int rc = fk_nixl_load(p->library, error, bytes);
+
+    if (rc)
+        return rc;
+    struct fk_nixl_objects *o = calloc(1, sizeof(*o));
+    if (!o)
+        return fk_fail(error, bytes, -ENOMEM, "no memory");
+    pthread_mutex_init(&o->lock, NULL);
+    pthread_mutex_init(&o->ask_lock, NULL);
+    o->max_late = p->max_late;
+    snprintf(o->name, sizeof(o->name), "flexkv-objects-%u", atomic_fetch_add(&number, 1));
+    snprintf(ask, sizeof(ask), "%s-ask", o->name);
+    rc = agent_open(&o->move, o->name, p);
+    if (rc == NIXL_OK)
+        rc = agent_open(&o->ask, ask, p);
+    if (rc == NIXL_OK)
+        rc = ask_options(o);
+    if (rc != NIXL_OK) {
+        fk_fail(error, bytes, -ENODEV, "NIXL can't use its plugin %s: status %d; NIXL's own lines on standard error say why",
+                p->plugin, rc);
+        fk_nixl_objects_close(o);
+        return -ENODEV;
+    }
+    *out = o;
+    return 0;
+}
+
+/* ---- buffers; with the lock ---- */
+
+static int buffer_list(struct fk_nixl_objects *o, const struct buffer *b, bool add)
+{
+    void *list = NULL;
+    int rc = fk_nixl.create_reg_dlist(NIXL_DRAM, &list);
+
+    if (rc == NIXL_OK)
+        rc = fk_nixl.reg_dlist_add_desc(list, (uintptr_t)b->at, b->bytes, 0, NULL, 0);
+    if (rc == NIXL_OK)
+        rc = add ? fk_nixl.register_mem(o->move.agent, list, NULL) : fk_nixl.deregister_mem(o->move.agent, list, NULL);
+    if (list)
+        fk_nixl.destroy_reg_dlist(list);
+    return rc;
+}
+
+static void buffer_free(struct fk_nixl_objects *o, struct buffer *b)
+{
+    (void)buffer_list(o, b, false);
+    free(b->at);
+    free(b);
+}
+
+static struct buffer *buffer_new(struct fk_nixl_objects *o, size_t bytes)
+{
+    struct buffer *b = calloc(1, sizeof(*b));
+
+    if (!b)
+        return NULL;
+    b->bytes = fk_round_up(bytes, ALIGN);
+    b->at = aligned_alloc(ALIGN, b->bytes);
+    if (!b->at || buffer_list(o, b, true) != NIXL_OK) {
+        free(b->at);
+        free(b);
+        return NULL;
+    }
+    return b;
+}
+
+/* One that is as large, or not much larger. */
+static struct buffer *buffer_take(struct fk_nixl_objects *o, size_t bytes)
+{
+    for (struct buffer **at = &o->free; *at; at = &(*at)->next) {
+        struct buffer *b = *at;
+        if (b->bytes < bytes || b->bytes > 2 * fk_round_up(bytes, ALIGN))
+            continue;
+        *at = b->next;
+        o->n_free--;
+        return b;
+    }
+    return buffer_new(o, bytes);
+}
+
+static void buffer_give(struct fk_nixl_objects *o, struct buffer *b)
+{
+    if (o->n_free == KEPT) {            /* the one that was given back longest ago goes */
+        struct buffer **at = &o->free;
+        while ((*at)->next)
+            at = &(*at)->next;
+        buffer_free(o, *at);
+        *at = NULL;
+        o->n_free--;
+    }
+    b->next = o->free;
+    o->free = b;
+    o->n_free++;
+}
+
+/* ---- transfers; with the lock ---- */
+
+static int name_register(struct fk_nixl_objects *o, struct transfer *t, const char *name, size_t bytes, uint64_t id)
+{
+    int rc = fk_nixl.create_reg_dlist(NIXL_OBJECT, &t->name);
+
+    if (rc == NIXL_OK)
+        rc = fk_nixl.reg_dlist_add_desc(t->name, 0, bytes, id, name, strlen(name));
+    if (rc == NIXL_OK)
+        rc = fk_nixl.register_mem(o->move.agent, t->name, NULL);
+    if (rc != NIXL_OK && t->name) {
+        fk_nixl.destroy_reg_dlist(t->name);
+        t->name = NULL;
+    }
+    return rc;
+}
+
+static int request_make(struct fk_nixl_objects *o, struct transfer *t, int op, size_t bytes, uint64_t id)
+{
+    void *here = NULL, *there = NULL;
+    int rc = fk_nixl.create_xfer_dlist(NIXL_DRAM, &here);
+
+    if (rc == NIXL_OK)
+        rc = fk_nixl.create_xfer_dlist(NIXL_OBJECT, &there);
+    if (rc == NIXL_OK)
+        rc = fk_nixl.xfer_dlist_add_desc(here, (uintptr_t)t->buf->at, bytes, 0);
+    if (rc == NIXL_OK)
+        rc = fk_nixl.xfer_dlist_add_desc(there, 0, bytes, id);
+    if (rc == NIXL_OK)
+        rc = fk_nixl.create_xfer_req(o->move.agent, op, here, there, o->name, &t->request, NULL);
+    if (here)
+        fk_nixl.destroy_xfer_dlist(here);
+    if (there)
+        fk_nixl.destroy_xfer_dlist(there);
+    return rc;
+}
+
+/* Of one that has ended, or never began. */
+static void transfer_end(struct fk_nixl_objects *o, struct transfer *t)
+{
+    if (t->request) {
+        fk_nixl.release_xfer_req(o->move.agent, t->request);
+        fk_nixl.destroy_xfer_req(t->request);
+    }
+    if (t->name) {
+        fk_nixl.deregister_mem(o->move.agent, t->name, NULL);
+        fk_nixl.destroy_reg_dlist(t->name);
+    }
+    if (t->buf)
+        buffer_give(o, t->buf);
+    *t = (struct transfer){ 0 };
+}
+
+static void look_at_late(struct fk_nixl_objects *o)
+{
+    for (struct transfer **at = &o->late; *at;) {
+        struct transfer *t = *at;
+        if (fk_nixl.get_xfer_status(o->move.agent, t->request) == NIXL_IN_PROGRESS) {
+            at = &t->next;
+            continue;
+        }
+        *at = t->next;
+        transfer_end(o, t);
+        free(t);
+        o->n_late--;
+    }
+}
+
+/* ---- one transfer ---- */
+
+static int begin(struct fk_nixl_objects *o, struct transfer *t, size_t bytes)
+{
+    pthread_mutex_lock(&o->lock);
+    look_at_late(o);
+    int rc = o->n_late >= o->max_late ? -EBUSY : 0;
+    t->buf = rc ? NULL : buffer_take(o, bytes);
+    pthread_mutex_unlock(&o->lock);
+    return rc ? rc : t->buf ? 0 : -ENOMEM;
+}
+
+static void end(struct fk_nixl_objects *o, struct transfer *t)
+{
+    pthread_mutex_lock(&o->lock);
+    transfer_end(o, t);
+    pthread_mutex_unlock(&o->lock);
+}
+
+static int post(struct fk_nixl_objects *o, struct transfer *t, int op, const char *name, size_t bytes)
+{
+    pthread_mutex_lock(&o->lock);
+    uint64_t id = ++o->serial;
+    int rc = name_register(o, t, name, bytes, id);
+    if (rc == NIXL_OK)
+        rc = request_make(o, t, op, bytes, id);
+    if (rc == NIXL_OK)
+        rc = fk_nixl.post_xfer_req(o->move.agent, t->request, NULL);
+    pthread_mutex_unlock(&o->lock);
+    return rc;
+}
+
+/* Nobody waits for it any more: it keeps its buffer until it has ended. */
+static int leave(struct fk_nixl_objects *o, struct transfer *t)
+{
+    struct transfer *copy = malloc(sizeof(*copy));
+
+    if (!copy) {                        /* lost: the buffer is never used again */
+        *t = (struct transfer){ 0 };
+        return -ETIMEDOUT;
+    }
+    *copy = *t;
+    *t = (struct transfer){ 0 };
+    pthread_mutex_lock(&o->lock);
+    copy->next = o->late;
+    o->late = copy;
+    o->n_late++;
+    pthread_mutex_unlock(&o->lock);
+    return -ETIMEDOUT;
+}
+
+static int wait_for(struct fk_nixl_objects *o, struct transfer *t, int rc, uint64_t deadline_us)
+{
+    useconds_t us = POLL_FIRST_US;
+
+    while (rc == NIXL_IN_PROGRESS) {
+        if (fk_clock_us() >= deadline_us)
+            return leave(o, t);
+        usleep(us);
+        us = fk_min(us * 3 / 2, POLL_LAST_US);
+        pthread_mutex_lock(&o->lock);
+        rc = fk_nixl.get_xfer_status(o->move.agent, t->request);
+        pthread_mutex_unlock(&o->lock);
+    }
+    return rc == NIXL_OK ? 0 : -EIO;
+}
+
+static size_t bytes_of(const struct iovec *v, int n)
+{
+    size_t bytes = 0;
+
+    for (int i = 0; i < n; i++)
+        bytes += v[i].iov_len;
+    return bytes;
+}
+
+/* ---- is it there ---- */
+
+static int query(struct fk_nixl_objects *o, void *list, void *answers, const char *name)
+{
+    bool has = false;
+    int rc = fk_nixl.reg_dlist_add_desc(list, 0, 0, 0, name, strlen(name));
+
+    if (rc == NIXL_OK)
+        rc = fk_nixl.query_mem(o->ask.agent, list, answers, o->ask_options);
+    if (rc == NIXL_OK)
+        rc = fk_nixl.query_resp_list_has_value(answers, 0, &has);
+    return rc != NIXL_OK ? -EIO : has;
+}
+
+int fk_nixl_object_exists(struct fk_nixl_objects *o, const char *name, uint64_t deadline_us)
+{
+    struct timespec until = { (time_t)(deadline_us / 1000000), (long)(deadline_us % 1000000) * 1000 };
+    void *list = NULL, *answers = NULL;
+    int rc = -EIO;
+
+    if (pthread_mutex_clocklock(&o->ask_lock, CLOCK_MONOTONIC, &until) != 0)
+        return -ETIMEDOUT;
+    if (fk_nixl.create_reg_dlist(NIXL_OBJECT, &list) == NIXL_OK && fk_nixl.create_query_resp_list(&answers) == NIXL_OK)
+        rc = query(o, list, answers, name);
+    if (answers)
+        fk_nixl.destroy_query_resp_list(answers);
+    if (list)
+        fk_nixl.destroy_reg_dlist(list);
+    pthread_mutex_unlock(&o->ask_lock);
+    return rc;
+}
+
+/* ---- what others call ---- */
+
+/* What an object that is too short leaves of the buffer must not be what an earlier one left there. */
+static void clear_end(const struct buffer *b)
+{
+    size_t n = fk_min(b->bytes, (size_t)CLEARED);
+
+    memset((char *)b->at + b->bytes - n, 0, n);
+}
+
+int fk_nixl_object_get(struct fk_nixl_objects *o, const char *name, const struct iovec *to, int n, uint64_t deadline_us)
+{
+    size_t bytes = bytes_of(to, n), at = 0;
+    struct transfer t = { 0 };
+    int rc = begin(o, &t, bytes);
+
+    if (rc)
+        return rc;
+    clear_end(t.buf);
+    rc = wait_for(o, &t, post(o, &t, NIXL_READ, name, bytes), deadline_us);
+    for (int i = 0; i < n && !rc; at += to[i++].iov_len)
+        memcpy(to[i].iov_base, (char *)t.buf->at + at, to[i].iov_len);
+    end(o, &t);
+    if (rc == -EIO && fk_nixl_object_exists(o, name, deadline_us) == 0)
+        rc = -ENOENT;
+    return rc;
+}
+
+int fk_nixl_object_put(struct fk_nixl_objects *o, const char *name, const struct iovec *from, int n,
+                       bool (*go)(void *arg), void *arg, uint64_t deadline_us)
+{
+    size_t bytes = bytes_of(from, n), at = 0;
+    struct transfer t = { 0 };
+    int rc = begin(o, &t, bytes);
+
+    if (rc)
+        return rc;
+    for (int i = 0; i < n; at += from[i++].iov_len)
+        memcpy((char *)t.buf->at + at, from[i].iov_base, from[i].iov_len);
+    rc = go && !go(arg) ? -ECANCELED : wait_for(o, &t, post(o, &t, NIXL_WRITE, name, bytes), deadline_us);
+    end(o, &t);
+    return rc;
+}
+
+uint32_t fk_nixl_objects_late(struct fk_nixl_objects *o)
+{
+    pthread_mutex_lock(&o->lock);
+    look_at_late(o);
+    uint32_t n = o->n_late;
+    pthread_mutex_unlock(&o->lock);
+    return n;
+}
+
+/* ---- closing ---- */
+
+bool fk_nixl_objects_close(struct fk_nixl_objects *o)
+{
+    if (fk_nixl_objects_late(o) > 0)    /* destroying the agent would wait for them */
+        return false;
+    while (o->free) {
+        struct buffer *b = o->free;
+        o->free = b->next;
+        buffer_free(o, b);
+    }
+    if (o->ask_options)
+        fk_nixl.destroy_opt_args(o->ask_options);
+    agent_close(&o->ask);
+    agent_close(&o->move);
+    pthread_mutex_destroy(&o->lock);
+    pthread_mutex_destroy(&o->ask_lock);
+    free(o);
+    return true;
+}
