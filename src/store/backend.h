@@ -30,6 +30,7 @@ struct fk_store_news {
     void (*found)(void *arg, struct fk_key key);
     void (*forget)(void *arg);          /* all that was known is not there any more */
     void *arg;
+    const bool *stop;                   /* looked at between objects: -ECANCELED */
 };
 
 struct fk_store_backend {

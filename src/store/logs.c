@@ -55,7 +55,7 @@ size_t store_log_seal(struct store_log_object *o)
 
 static bool chapter_sound(const struct store_chapter *c)
 {
-    return c->first <= c->logs && c->keys <= STORE_LOG_KEYS && (c->logs || !c->keys);
+    return c->first <= c->logs && c->logs <= STORE_CHAPTER_LOGS && c->keys <= STORE_LOG_KEYS && (c->logs || !c->keys);
 }
 
 bool store_head_sound(const struct store_head_object *o, size_t n)

@@ -19,6 +19,7 @@
 
 #define STORE_LOG_KEYS 4096u
 #define STORE_HEAD_CHAPTERS 128u
+#define STORE_CHAPTER_LOGS (1u << 20)
 #define STORE_HEAD_SLOTS 65536u         /* nodes; more than can be */
 
 struct store_chapter {

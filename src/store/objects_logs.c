@@ -103,6 +103,8 @@ static int read_log(struct object_space *sp, struct object_reader *r, uint32_t n
     int rc = object_get(sp->store, name, sp->read, sizeof(*sp->read));
     if (rc)
         return rc;
+    if (__atomic_load_n(news->stop, __ATOMIC_RELAXED))
+        return -ECANCELED;
     if (!store_log_sound(sp->read, sizeof(*sp->read), r->uuid, number)) {
         fk_warn("store %s: object %s is damaged; the blocks that it tells of are not used", sp->store->bucket.name, name);
         return 0;

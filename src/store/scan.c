@@ -68,7 +68,7 @@ static void forget(void *arg)
 static int follow_space(struct fk_store *s, struct store_space *sp)
 {
     struct news n = { s, sp };
-    struct fk_store_news news = { found, forget, &n };
+    struct fk_store_news news = { found, forget, &n, &s->stop };
     int rc = s->be->follow(sp->priv, &news);
 
     pthread_mutex_lock(&s->lock);
