@@ -36,6 +36,7 @@ struct fk_store_news {
 struct fk_store_backend {
     const char *name;
     const char *setting;                /* that says where it is */
+    uint64_t open_us;                   /* opening may take as long, if that is more than the store's deadline */
     int (*open)(const struct fk_store_params *p, void **store, char *error, size_t error_bytes);
     void (*close)(void *store);         /* and its spaces */
     int (*space)(void *store, const struct fk_store_space *s, void **space, char *error, size_t error_bytes);

@@ -24,6 +24,7 @@
 #include "base/log.h"
 #include "store/objects_impl.h"
 
+#define OPEN_US 20000000u               /* a library is loaded, which looks round for who we are */
 #define NAME_EXTRA 160u                 /* what is added to the prefix */
 
 /* ---- names and small objects ---- */
@@ -384,7 +385,8 @@ static void objects_settle(void *space)
 }
 
 const struct fk_store_backend fk_store_objects = {
-    .name = "objects", .setting = "remote_bucket", .open = objects_open, .close = objects_close, .space = objects_space,
+    .name = "objects", .setting = "remote_bucket", .open_us = OPEN_US, .open = objects_open, .close = objects_close,
+    .space = objects_space,
     .get = objects_get, .put = objects_put, .probe = objects_probe, .reset = objects_reset, .follow = objects_follow,
     .settle = objects_settle, .file_bytes = objects_file_bytes,
 };

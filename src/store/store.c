@@ -235,7 +235,7 @@ int fk_store_open(const struct fk_store_params *p, struct fk_store **out, char *
         call_free(c);
         fk_fail(error, bytes, rc, "%s: it is too long", s->be->setting);
     } else {
-        rc = call_wait(c, s->p.timeout_us, &s->priv, error, bytes);
+        rc = call_wait(c, fk_max(s->p.timeout_us, s->be->open_us), &s->priv, error, bytes);
         if (rc == -ETIMEDOUT)
             fk_fail(error, bytes, rc, "%s %s does not answer (remote_timeout_ms); is it there?", s->be->setting, s->path);
     }

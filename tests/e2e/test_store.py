@@ -1,37 +1,102 @@
-"""Daemons with a directory that they share (enable_3rd_remote): what engines of one stored engines of the other load, also
-when the first has been killed; `status`; settings that can't be; a limit that both keep.
+"""Daemons with a place that they share (enable_3rd_remote): what engines of one stored engines of the other load, also
+when the first has been killed; `status`; settings that can't be; a limit that both keep. A directory; and, where
+FLEXKV_TEST_S3 names the python of tools/s3-env and FLEXKV_TEST_NIXL the folder of NIXL's C library, a bucket of a real S3
+server, which is killed, stopped, locked.
 """
+import os
 import signal
+import subprocess
 from pathlib import Path
 
 import pytest
 
-from daemon_rig import place, run, start, wait_until  # noqa: F401
+from daemon_rig import ROOT, place, run, start, stop, wait_until  # noqa: F401
 from test_engines import LIB, engine, expect_loaded, expect_stored  # noqa: F401
 
 pytestmark = pytest.mark.skipif(not Path(LIB).exists(), reason=f"{LIB} is not built")
 
 BLOCK = 2 * 8192
 FILE = 4096 + BLOCK
+PYTHON, NIXL = os.environ.get("FLEXKV_TEST_S3"), os.environ.get("FLEXKV_TEST_NIXL", "")
+KINDS = ["directory", "bucket"] if PYTHON else ["directory"]
+with_bucket = pytest.mark.skipif(not PYTHON, reason="the stage s3 runs it")
 
 
-def shared(place, **more):
-    options = {"enable_3rd_remote": 1, "remote_cache_dir": place / "shared", "remote_scan_ms": 50,
-               "remote_retry_ms": 50, **more}
-    return [part for key, value in options.items() for part in ("--set", f"{key}={value}")]
+class Directory:
+    def __init__(self, place):                                                          # noqa: F811
+        self.options = {"remote_cache_dir": place / "shared"}
+        self.env = {}
+
+
+class Bucket:
+    """A bucket of an S3 server that is not ours."""
+
+    def __init__(self, place):                                                          # noqa: F811
+        self.process, self.port = None, 0
+        self.serve()
+        self.options = {"remote_backend": "nixl", "remote_bucket": "flexkv-test", "nixl_library": NIXL,
+                        "remote_endpoint": f"http://127.0.0.1:{self.port}", "remote_timeout_ms": 2000}
+
+    def serve(self, *more):
+        self.process = subprocess.Popen([PYTHON, "tests/store/s3.py", "serve", str(self.port), *more], cwd=ROOT, text=True,
+                                        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        said = self.process.stdout.readline().split()
+        assert said, "the S3 server does not start"
+        self.port = int(said[0])
+        key, secret = said[1:] or ("test", "test")
+        self.env = {"AWS_ACCESS_KEY_ID": key, "AWS_SECRET_ACCESS_KEY": secret}
+
+    def kill(self):
+        self.process.kill()
+        self.process.wait()
+
+    def objects(self):
+        done = subprocess.run([PYTHON, "tests/store/s3.py", "list", str(self.port), "flexkv"], cwd=ROOT, text=True,
+                              capture_output=True, timeout=60, check=True)
+        return done.stdout.split()
+
+    def do(self, what, *more):
+        subprocess.run([PYTHON, "tests/store/s3.py", what, str(self.port), "flexkv", *map(str, more)], cwd=ROOT, timeout=60,
+                       check=True)
+
+
+@pytest.fixture(params=KINDS)
+def shared_place(request, place):                                                       # noqa: F811
+    thing = (Bucket if request.param == "bucket" else Directory)(place)
+    yield thing
+    if request.param == "bucket":
+        thing.kill()
+
+
+@pytest.fixture
+def bucket(place):                                                                      # noqa: F811
+    thing = Bucket(place)
+    yield thing
+    thing.kill()
+
+
+def options(where, **more):
+    chosen = {"enable_3rd_remote": 1, "remote_scan_ms": 50, "remote_retry_ms": 50, **where.options, **more}
+    return [part for key, value in chosen.items() for part in ("--set", f"{key}={value}")]
+
+
+def shared(place, **more):                                                              # noqa: F811
+    return options(Directory(place), **more)
 
 
 def store(daemon):
     return daemon.status()["store"]
 
 
-def test_what_one_stored_the_other_loads_also_after_a_kill(start, place, engine):
-    a = start(*shared(place), address=f"ipc://{place}/a").ready()
-    b = start(*shared(place), address=f"ipc://{place}/b").ready()
+def test_what_one_stored_the_other_loads_also_after_a_kill(start, place, engine, shared_place):      # noqa: F811
+    a = start(*options(shared_place), address=f"ipc://{place}/a", env=shared_place.env).ready()
+    b = start(*options(shared_place), address=f"ipc://{place}/b", env=shared_place.env).ready()
     one = engine(a, "one").opened()
     for seed in range(5):
         expect_stored(one.put(seed, list(range(8))), 8)
     wait_until(lambda: store(a)["written_blocks"] == 40)
+    scans = store(a)["scans"]           # in a bucket others are told at a scan
+    wait_until(lambda: store(a)["scans"] >= scans + 2)
     a.process.send_signal(signal.SIGKILL)
     a.wait()
 
@@ -68,3 +133,82 @@ def test_settings_that_cannot_be(place):
     (place / "file").write_text("")
     done = run("serve", "--address", f"ipc://{place}/s", *shared(place, remote_cache_dir=place / "file"))
     assert done.returncode != 0 and f"remote_cache_dir {place}/file" in done.stderr
+
+
+# ---- a bucket ----
+
+@with_bucket
+def test_objects_that_are_gone_or_not_right(start, place, engine, bucket):              # noqa: F811
+    a = start(*options(bucket), address=f"ipc://{place}/a", env=bucket.env).ready()
+    one = engine(a, "one").opened()
+    for seed in range(3):
+        expect_stored(one.put(seed, list(range(8))), 8)
+    wait_until(lambda: store(a)["written_blocks"] == 24)
+    assert a.stop(within=20) == 0, a.log()
+    assert sum("/log-" in name for name in bucket.objects()) == 1
+
+    bucket.do("spoil", 5)
+    b = start(*options(bucket), address=f"ipc://{place}/b", env=bucket.env).ready()
+    two = engine(b, "two").opened()
+    wait_until(lambda: store(b)["blocks"] == 24)
+    for seed in range(3):
+        two.get(seed, list(range(20, 28)))      # what comes is looked at below
+    told = store(b)
+    assert 1 <= told["bad"] <= 5 and told["read_blocks"] <= 19 + 5
+    bucket.do("drop")
+    assert b.stop(within=20) == 0, b.log()
+    c = start(*options(bucket), address=f"ipc://{place}/c", env=bucket.env).ready()
+    three = engine(c, "three").opened()
+    wait_until(lambda: store(c)["blocks"] > 0)
+    assert three.get(0, list(range(8)))["blocks_ok"] == 0
+    assert store(c)["missing"] > 0 and store(c)["reads"]
+    expect_stored(three.put(1, list(range(8))), 8)
+    assert c.stop(within=20) == 0, c.log()
+
+
+@with_bucket
+def test_a_server_that_is_killed_and_comes_back(start, place, engine, bucket):          # noqa: F811
+    a = start(*options(bucket), address=f"ipc://{place}/a", env=bucket.env).ready()
+    one = engine(a, "one").opened()
+    expect_stored(one.put(0, list(range(8))), 8)
+    wait_until(lambda: store(a)["written_blocks"] == 8)
+    bucket.kill()
+    wait_until(lambda: not store(a)["reads"], within=40)
+    expect_stored(one.put(1, list(range(8))), 8)                    # memory goes on
+    expect_loaded(one, one.get(1, list(range(20, 28))), 1, list(range(20, 28)))
+    bucket.serve()                                                  # without what it had
+    wait_until(lambda: store(a)["reads"] and store(a)["writes"], within=60)
+    expect_stored(one.put(2, list(range(8))), 8)
+    wait_until(lambda: any("/data/" in name for name in bucket.objects()))
+
+    b = start(*options(bucket), address=f"ipc://{place}/b", env=bucket.env).ready()
+    two = engine(b, "two").opened()
+    wait_until(lambda: two.scheduler.ask("match", seed=2, blocks=8)["matched"] == 8, within=40)
+    expect_loaded(two, two.get(2, list(range(20, 28))), 2, list(range(20, 28)))
+    for d in (a, b):
+        assert d.stop(within=20) == 0, d.log()
+
+
+@with_bucket
+def test_a_server_that_stands_still(start, place, engine, bucket):                      # noqa: F811
+    a = start(*options(bucket), address=f"ipc://{place}/a", env=bucket.env).ready()
+    one = engine(a, "one").opened()
+    expect_stored(one.put(0, list(range(8))), 8)
+    wait_until(lambda: store(a)["written_blocks"] == 8)
+    stop(bucket.process)
+    expect_stored(one.put(1, list(range(8))), 8)
+    wait_until(lambda: not store(a)["reads"], within=40)
+    expect_loaded(one, one.get(0, list(range(20, 28))), 0, list(range(20, 28)))
+    assert a.stop(within=30) == 0, a.log()                          # closes, whatever the server does
+    bucket.process.send_signal(signal.SIGCONT)
+
+
+@with_bucket
+def test_who_may_not(start, place, bucket):                                             # noqa: F811
+    bucket.kill()
+    bucket.serve("locked")
+    a = start(*options(bucket), address=f"ipc://{place}/a", env=bucket.env).ready()
+    assert a.stop(within=20) == 0, a.log()
+    done = run("serve", "--address", f"ipc://{place}/s", *options(bucket), env={**bucket.env, "AWS_SECRET_ACCESS_KEY": "wrong"})
+    assert done.returncode != 0 and "AWS_SECRET_ACCESS_KEY" in done.stderr and "flexkv-test" in done.stderr, done.stderr
+    assert bucket.env["AWS_SECRET_ACCESS_KEY"] not in done.stderr + a.log()
