@@ -9,8 +9,9 @@
 #include <stddef.h>
 #include <stdint.h>
 
-enum { NIXL_OK = 0, NIXL_IN_PROGRESS = 1 };       /* its statuses; below zero: errors */
+enum { NIXL_OK = 0, NIXL_IN_PROGRESS = 1 };      /* its statuses; below zero: errors */
 enum { NIXL_DRAM = 0, NIXL_OBJECT = 3 };  /* kinds of memory */
+enum { NIXL_SYNC_STRICT = 1 };          /* threads may share an agent */
 enum { NIXL_READ = 0, NIXL_WRITE = 1 };
 
 struct fk_nixl_config {                 /* of an agent */

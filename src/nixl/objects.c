@@ -36,15 +36,14 @@ struct agent { void *agent, *backend; };
 struct fk_nixl_objects {
     char name[64];
     uint32_t max_late;
-    pthread_mutex_t lock;               /* `move`, and all below */
-    struct agent move;                  /* that transfers */
+    pthread_mutex_t lock;               /* all below, and the agent but for asking: it has a lock of its own then */
+    struct agent agent;
     struct buffer *free;
     uint32_t n_free;
     struct transfer *late;
     uint32_t n_late;
     uint64_t serial;                    /* a number for each name while it is registered */
-    pthread_mutex_t ask_lock;           /* `ask` */
-    struct agent ask;                   /* whether something is there: its calls wait, by NIXL's own deadline of half a minute */
+    pthread_mutex_t ask_lock;           /* one asks at a time whether something is there: NIXL waits, up to half a minute */
     void *ask_options;
 };
 
@@ -52,7 +51,7 @@ struct fk_nixl_objects {
 
 static int agent_open(struct agent *a, const char *name, const struct fk_nixl_objects_params *p)
 {
-    struct fk_nixl_config c = { .n_workers = 1 };
+    struct fk_nixl_config c = { .n_workers = 1, .thread_sync = NIXL_SYNC_STRICT };
     void *params = NULL;
     int rc = fk_nixl.create_configured_agent(name, &c, &a->agent);
 
@@ -80,13 +79,12 @@ static int ask_options(struct fk_nixl_objects *o)
 {
     int rc = fk_nixl.create_opt_args(&o->ask_options);
 
-    return rc == NIXL_OK ? fk_nixl.opt_args_add_backend(o->ask_options, o->ask.backend) : rc;
+    return rc == NIXL_OK ? fk_nixl.opt_args_add_backend(o->ask_options, o->agent.backend) : rc;
 }
 
 int fk_nixl_objects_open(const struct fk_nixl_objects_params *p, struct fk_nixl_objects **out, char *error, size_t bytes)
 {
     static _Atomic uint32_t number;
-    char ask[80];
     int rc = fk_nixl_load(p->library, error, bytes);
 
     if (rc)
@@ -98,10 +96,7 @@ int fk_nixl_objects_open(const struct fk_nixl_objects_params *p, struct fk_nixl_
     pthread_mutex_init(&o->ask_lock, NULL);
     o->max_late = p->max_late;
     snprintf(o->name, sizeof(o->name), "flexkv-objects-%u", atomic_fetch_add(&number, 1));
-    snprintf(ask, sizeof(ask), "%s-ask", o->name);
-    rc = agent_open(&o->move, o->name, p);
-    if (rc == NIXL_OK)
-        rc = agent_open(&o->ask, ask, p);
+    rc = agent_open(&o->agent, o->name, p);
     if (rc == NIXL_OK)
         rc = ask_options(o);
     if (rc != NIXL_OK) {
@@ -124,7 +119,7 @@ static int buffer_list(struct fk_nixl_objects *o, const struct buffer *b, bool a
     if (rc == NIXL_OK)
         rc = fk_nixl.reg_dlist_add_desc(list, (uintptr_t)b->at, b->bytes, 0, NULL, 0);
     if (rc == NIXL_OK)
-        rc = add ? fk_nixl.register_mem(o->move.agent, list, NULL) : fk_nixl.deregister_mem(o->move.agent, list, NULL);
+        rc = add ? fk_nixl.register_mem(o->agent.agent, list, NULL) : fk_nixl.deregister_mem(o->agent.agent, list, NULL);
     if (list)
         fk_nixl.destroy_reg_dlist(list);
     return rc;
@@ -191,7 +186,7 @@ static int name_register(struct fk_nixl_objects *o, struct transfer *t, const ch
     if (rc == NIXL_OK)
         rc = fk_nixl.reg_dlist_add_desc(t->name, 0, bytes, id, name, strlen(name));
     if (rc == NIXL_OK)
-        rc = fk_nixl.register_mem(o->move.agent, t->name, NULL);
+        rc = fk_nixl.register_mem(o->agent.agent, t->name, NULL);
     if (rc != NIXL_OK && t->name) {
         fk_nixl.destroy_reg_dlist(t->name);
         t->name = NULL;
@@ -211,7 +206,7 @@ static int request_make(struct fk_nixl_objects *o, struct transfer *t, int op, s
     if (rc == NIXL_OK)
         rc = fk_nixl.xfer_dlist_add_desc(there, 0, bytes, id);
     if (rc == NIXL_OK)
-        rc = fk_nixl.create_xfer_req(o->move.agent, op, here, there, o->name, &t->request, NULL);
+        rc = fk_nixl.create_xfer_req(o->agent.agent, op, here, there, o->name, &t->request, NULL);
     if (here)
         fk_nixl.destroy_xfer_dlist(here);
     if (there)
@@ -223,11 +218,11 @@ static int request_make(struct fk_nixl_objects *o, struct transfer *t, int op, s
 static void transfer_end(struct fk_nixl_objects *o, struct transfer *t)
 {
     if (t->request) {
-        fk_nixl.release_xfer_req(o->move.agent, t->request);
+        fk_nixl.release_xfer_req(o->agent.agent, t->request);
         fk_nixl.destroy_xfer_req(t->request);
     }
     if (t->name) {
-        fk_nixl.deregister_mem(o->move.agent, t->name, NULL);
+        fk_nixl.deregister_mem(o->agent.agent, t->name, NULL);
         fk_nixl.destroy_reg_dlist(t->name);
     }
     if (t->buf)
@@ -239,7 +234,7 @@ static void look_at_late(struct fk_nixl_objects *o)
 {
     for (struct transfer **at = &o->late; *at;) {
         struct transfer *t = *at;
-        if (fk_nixl.get_xfer_status(o->move.agent, t->request) == NIXL_IN_PROGRESS) {
+        if (fk_nixl.get_xfer_status(o->agent.agent, t->request) == NIXL_IN_PROGRESS) {
             at = &t->next;
             continue;
         }
@@ -277,7 +272,7 @@ static int post(struct fk_nixl_objects *o, struct transfer *t, int op, const cha
     if (rc == NIXL_OK)
         rc = request_make(o, t, op, bytes, id);
     if (rc == NIXL_OK)
-        rc = fk_nixl.post_xfer_req(o->move.agent, t->request, NULL);
+        rc = fk_nixl.post_xfer_req(o->agent.agent, t->request, NULL);
     pthread_mutex_unlock(&o->lock);
     return rc;
 }
@@ -311,7 +306,7 @@ static int wait_for(struct fk_nixl_objects *o, struct transfer *t, int rc, uint6
         usleep(us);
         us = fk_min(us * 3 / 2, POLL_LAST_US);
         pthread_mutex_lock(&o->lock);
-        rc = fk_nixl.get_xfer_status(o->move.agent, t->request);
+        rc = fk_nixl.get_xfer_status(o->agent.agent, t->request);
         pthread_mutex_unlock(&o->lock);
     }
     return rc == NIXL_OK ? 0 : -EIO;
@@ -334,7 +329,7 @@ static int query(struct fk_nixl_objects *o, void *list, void *answers, const cha
     int rc = fk_nixl.reg_dlist_add_desc(list, 0, 0, 0, name, strlen(name));
 
     if (rc == NIXL_OK)
-        rc = fk_nixl.query_mem(o->ask.agent, list, answers, o->ask_options);
+        rc = fk_nixl.query_mem(o->agent.agent, list, answers, o->ask_options);
     if (rc == NIXL_OK)
         rc = fk_nixl.query_resp_list_has_value(answers, 0, &has);
     return rc != NIXL_OK ? -EIO : has;
@@ -424,8 +419,7 @@ bool fk_nixl_objects_close(struct fk_nixl_objects *o)
     }
     if (o->ask_options)
         fk_nixl.destroy_opt_args(o->ask_options);
-    agent_close(&o->ask);
-    agent_close(&o->move);
+    agent_close(&o->agent);
     pthread_mutex_destroy(&o->lock);
     pthread_mutex_destroy(&o->ask_lock);
     free(o);

@@ -35,7 +35,7 @@ class Bucket:
         self.process, self.port = None, 0
         self.serve()
         self.options = {"remote_backend": "nixl", "remote_bucket": "flexkv-test", "nixl_library": NIXL,
-                        "remote_endpoint": f"http://127.0.0.1:{self.port}", "remote_timeout_ms": 2000}
+                        "remote_endpoint": f"http://127.0.0.1:{self.port}", "remote_timeout_ms": 4000}
 
     def serve(self, *more):
         self.process = subprocess.Popen([PYTHON, "tests/store/s3.py", "serve", str(self.port), *more], cwd=ROOT, text=True,

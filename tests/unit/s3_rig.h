@@ -43,7 +43,6 @@ static inline void s3_start(void)
     snprintf(s3.endpoint, sizeof(s3.endpoint), "http://127.0.0.1:%d", s3.port);
     setenv("AWS_ACCESS_KEY_ID", "test", 1);
     setenv("AWS_SECRET_ACCESS_KEY", "test", 1);
-    setenv("AWS_EC2_METADATA_DISABLED", "true", 1);
 }
 
 static inline void s3_stop(void)

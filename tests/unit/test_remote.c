@@ -20,7 +20,8 @@ static const char *nixl(void) { return getenv("FLEXKV_TEST_NIXL") ? getenv("FLEX
 
 #define STORE "enable_3rd_remote", "1", "remote_backend", if_s3("nixl", "directory"), "remote_cache_dir", dir, \
     "remote_bucket", "flexkv-test", "remote_endpoint", s3.endpoint, "remote_prefix", prefix(), "nixl_library", nixl(), \
-    "remote_scan_ms", if_s3("50", "20"), "remote_retry_ms", "50"
+    "remote_scan_ms", if_s3("50", "20"), "remote_retry_ms", "50", \
+    "remote_timeout_ms", if_s3("10000", "5000")
 
 static int remove_one(const char *path, const struct stat *st, int kind, struct FTW *ftw)
 {
@@ -330,7 +331,8 @@ static void buckets_that_cannot_be(void **state)
     }
     refused(-ENODEV, "plugin NOTHING", "remote_nixl_plugin", "NOTHING");
     refused(-EIO, "remote_bucket no-such-bucket at http://127.0.0.1", "remote_bucket", "no-such-bucket");
-    refused(-ETIMEDOUT, "remote_bucket flexkv-test", "remote_endpoint", "http://127.0.0.1:1", "remote_timeout_ms", "700");
+    assert_true(try_open(MORE(STORE, "remote_endpoint", "http://127.0.0.1:1", "remote_timeout_ms", "700"), &node) < 0);
+    assert_non_null(strstr(flexkv_last_error(), "remote_endpoint"));
 }
 
 static void a_full_store_is_read(void **state)
@@ -391,7 +393,7 @@ static void a_hung_store_hangs_nobody(void **state)
     open_node(&a, MORE(STORE));
     put_chain(&a, 1, 8);
     close_node(&a);
-    open_node(&b, MORE(STORE, "remote_timeout_ms", if_s3("2000", "300"), "remote_threads", "2"));
+    open_node(&b, MORE(STORE, "remote_timeout_ms", if_s3("4000", "300"), "remote_threads", "2"));
     assert_true(reaches(&b, 1, 8));
     assert_int_equal(put_chain(&b, 2, 8).blocks_ok, 8);
     wait_stored(&b, 8);
@@ -426,7 +428,7 @@ static void a_hung_store_that_comes_back(void **state)
     open_node(&a, MORE(STORE));
     put_chain(&a, 1, 8);
     close_node(&a);
-    open_node(&b, MORE(STORE, "remote_timeout_ms", if_s3("2000", "200")));
+    open_node(&b, MORE(STORE, "remote_timeout_ms", if_s3("4000", "200")));
     assert_true(reaches(&b, 1, 8));
     int fuse = hang();
     if (fuse < 0) {
