@@ -125,8 +125,8 @@ static int call_wait(struct call *c, uint64_t timeout_us, void **out, char *erro
     c->left = !done;
     rc = done ? c->rc : -ETIMEDOUT;
     *out = c->out;
-    if (done && rc)
-        snprintf(error, bytes, "%s", c->error);
+    if (rc)
+        snprintf(error, bytes, "%s", done ? c->error : "");
     pthread_mutex_unlock(&c->lock);
     if (done)
         call_free(c);
@@ -236,7 +236,7 @@ int fk_store_open(const struct fk_store_params *p, struct fk_store **out, char *
         fk_fail(error, bytes, rc, "%s: it is too long", s->be->setting);
     } else {
         rc = call_wait(c, fk_max(s->p.timeout_us, s->be->open_us), &s->priv, error, bytes);
-        if (rc == -ETIMEDOUT)
+        if (rc == -ETIMEDOUT && !*error)        /* nobody has said so yet */
             fk_fail(error, bytes, rc, "%s %s does not answer (remote_timeout_ms); is it there?", s->be->setting, s->path);
     }
     if (rc) {
@@ -315,7 +315,7 @@ int fk_store_space(struct fk_store *s, const struct fk_store_space *d, uint32_t 
     c->d.name = c->text;
     c->owner = s;
     int rc = call_wait(c, s->p.timeout_us, &sp->priv, error, bytes);
-    if (rc == -ETIMEDOUT)
+    if (rc == -ETIMEDOUT && !*error)
         fk_fail(error, bytes, rc, "%s %s does not answer (remote_timeout_ms)", s->be->setting, s->path);
     if (rc) {
         fk_prints_destroy(sp->prints);

@@ -19,7 +19,7 @@ static struct {
     char fail_with[60];                 /* calls for names that hold it end with rc */
     int rc;
     uint64_t gets, puts, asks;
-    bool hang;                          /* every call ends at its deadline */
+    _Atomic bool hang;                  /* every call ends at its deadline */
 } bucket = { .lock = PTHREAD_MUTEX_INITIALIZER };
 
 static void empty_bucket(void)
@@ -65,7 +65,7 @@ static void drop(const char *text)
 
 static int trouble(const char *name, uint64_t deadline_us)
 {
-    while (__atomic_load_n(&bucket.hang, __ATOMIC_RELAXED)) {
+    while (atomic_load(&bucket.hang)) {
         if (fk_clock_us() >= deadline_us)
             return -ETIMEDOUT;
         usleep(1000);
