@@ -25,6 +25,7 @@
 #include "store/objects_impl.h"
 
 #define OPEN_US 20000000u               /* a library is loaded, which looks round for who we are */
+#define PENDING_MAX (1u << 20)          /* keys that others are not told of yet, where logs can't be written */
 #define NAME_EXTRA 160u                 /* what is added to the prefix */
 
 /* ---- names and small objects ---- */
@@ -304,8 +305,8 @@ static int objects_put(void *space, struct fk_key key, struct fk_key parent, con
         return rc;
     pthread_mutex_lock(&sp->lock);
     bool same = memcmp(sp->header.uuid, h.uuid, sizeof(h.uuid)) == 0;
-    if (same && fk_vec_push(&sp->pending, key))
-        fk_debug("store %s: no memory to tell of a block", sp->store->bucket.name);
+    if (same && (sp->pending.len == PENDING_MAX || fk_vec_push(&sp->pending, key)))
+        fk_debug("store %s: no room to tell others of a block", sp->store->bucket.name);
     pthread_mutex_unlock(&sp->lock);
     return same ? 0 : -ECANCELED;       /* a reset has come in between */
 }

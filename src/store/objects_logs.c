@@ -249,8 +249,9 @@ static int put_log(struct object_space *sp)
 
 static void take_pending(struct object_space *sp)
 {
-    if (sp->queue_at == sp->queue.len)
-        sp->queue_at = sp->queue.len = 0;
+    if (sp->queue_at < sp->queue.len)
+        return;                         /* the last ones are not told of yet */
+    sp->queue_at = sp->queue.len = 0;
     pthread_mutex_lock(&sp->lock);
     for (size_t i = 0; i < sp->pending.len; i++)
         if (fk_vec_push(&sp->queue, sp->pending.data[i]))

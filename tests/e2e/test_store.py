@@ -106,6 +106,7 @@ def test_what_one_stored_the_other_loads_also_after_a_kill(start, place, engine,
         expect_loaded(two, two.get(seed, list(range(20, 28))), seed, list(range(20, 28)))
     told = store(b)
     assert told["read_blocks"] == 40 and told["bad"] == 0 and told["written_blocks"] == 0
+    assert told["kind"] == shared_place.options.get("remote_backend", "directory")
     assert told["reads"] and told["writes"] and told["used_bytes"] == 40 * FILE
     assert b.stop(within=20) == 0, b.log()
 
