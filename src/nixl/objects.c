@@ -16,6 +16,7 @@
 #define ALIGN 4096u
 #define CLEARED 131072u                 /* of a buffer that is read into: as much of its end */
 #define KEPT 64u                        /* buffers kept for later */
+#define EXIT_US 1000000u
 #define POLL_FIRST_US 100u              /* NIXL has nothing to wait for: it is asked, */
 #define POLL_LAST_US 2000u              /* less and less often */
 
@@ -46,6 +47,44 @@ struct fk_nixl_objects {
     pthread_mutex_t ask_lock;           /* one asks at a time whether something is there: NIXL waits, up to half a minute */
     void *ask_options;
 };
+
+/* ---- the process ends ---- */
+
+/*
+ * A process may end while a node is open. The plugin's SDK is taken down then, and must not be in use: no call begins any more,
+ * and those under way are waited for, but not long.
+ */
+static _Atomic bool ending;
+static _Atomic uint32_t under_way;
+
+static bool enter(void)
+{
+    atomic_fetch_add(&under_way, 1);
+    if (!atomic_load(&ending))
+        return true;
+    atomic_fetch_sub(&under_way, 1);
+    return false;
+}
+
+static void leave_call(void)
+{
+    atomic_fetch_sub(&under_way, 1);
+}
+
+static void at_exit(void)
+{
+    uint64_t until = fk_clock_us() + EXIT_US;
+
+    atomic_store(&ending, true);
+    while (atomic_load(&under_way) && fk_clock_us() < until)
+        usleep(POLL_LAST_US);
+}
+
+/* After the SDK's own, so before it. */
+static void watch_exit(void)
+{
+    atexit(at_exit);
+}
 
 /* ---- agents ---- */
 
@@ -84,6 +123,7 @@ static int ask_options(struct fk_nixl_objects *o)
 
 int fk_nixl_objects_open(const struct fk_nixl_objects_params *p, struct fk_nixl_objects **out, char *error, size_t bytes)
 {
+    static pthread_once_t watched = PTHREAD_ONCE_INIT;
     static _Atomic uint32_t number;
     int rc = fk_nixl_load(p->library, error, bytes);
 
@@ -105,6 +145,7 @@ int fk_nixl_objects_open(const struct fk_nixl_objects_params *p, struct fk_nixl_
         fk_nixl_objects_close(o);
         return -ENODEV;
     }
+    pthread_once(&watched, watch_exit);
     *out = o;
     return 0;
 }
@@ -247,13 +288,18 @@ static void look_at_late(struct fk_nixl_objects *o)
 
 /* ---- one transfer ---- */
 
+/* 0: and then end() must follow. */
 static int begin(struct fk_nixl_objects *o, struct transfer *t, size_t bytes)
 {
+    if (!enter())
+        return -ECANCELED;
     pthread_mutex_lock(&o->lock);
     look_at_late(o);
     int rc = o->n_late >= o->max_late ? -EBUSY : 0;
     t->buf = rc ? NULL : buffer_take(o, bytes);
     pthread_mutex_unlock(&o->lock);
+    if (!t->buf)
+        leave_call();
     return rc ? rc : t->buf ? 0 : -ENOMEM;
 }
 
@@ -262,6 +308,7 @@ static void end(struct fk_nixl_objects *o, struct transfer *t)
     pthread_mutex_lock(&o->lock);
     transfer_end(o, t);
     pthread_mutex_unlock(&o->lock);
+    leave_call();
 }
 
 static int post(struct fk_nixl_objects *o, struct transfer *t, int op, const char *name, size_t bytes)
@@ -341,8 +388,12 @@ int fk_nixl_object_exists(struct fk_nixl_objects *o, const char *name, uint64_t 
     void *list = NULL, *answers = NULL;
     int rc = -EIO;
 
-    if (pthread_mutex_clocklock(&o->ask_lock, CLOCK_MONOTONIC, &until) != 0)
+    if (!enter())
+        return -ECANCELED;
+    if (pthread_mutex_clocklock(&o->ask_lock, CLOCK_MONOTONIC, &until) != 0) {
+        leave_call();
         return -ETIMEDOUT;
+    }
     if (fk_nixl.create_reg_dlist(NIXL_OBJECT, &list) == NIXL_OK && fk_nixl.create_query_resp_list(&answers) == NIXL_OK)
         rc = query(o, list, answers, name);
     if (answers)
@@ -350,6 +401,7 @@ int fk_nixl_object_exists(struct fk_nixl_objects *o, const char *name, uint64_t 
     if (list)
         fk_nixl.destroy_reg_dlist(list);
     pthread_mutex_unlock(&o->ask_lock);
+    leave_call();
     return rc;
 }
 

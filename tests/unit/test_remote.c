@@ -421,6 +421,25 @@ static void a_hung_store_hangs_nobody(void **state)
     usleep(300000);                     /* those who hung come back, and find nobody */
 }
 
+/* Nobody has closed it. */
+static void a_process_that_just_ends(void **state)
+{
+    for (int i = 0; i < 4; i++) {
+        fflush(NULL);
+        pid_t pid = fork();
+        if (!pid) {
+            struct api a = { 0 };
+            open_node(&a, MORE(STORE, "remote_scan_ms", "10"));
+            put_chain(&a, 1, 8);
+            usleep(20000 * (unsigned)i);
+            exit(0);
+        }
+        int status;
+        assert_int_equal(waitpid(pid, &status, 0), pid);
+        assert_int_equal(status, 0);
+    }
+}
+
 static void a_hung_store_that_comes_back(void **state)
 {
     struct api a = { 0 }, b = { 0 };
@@ -498,6 +517,7 @@ int main(void)
 {
 #define test(f) cmocka_unit_test_setup_teardown(f, make_store, remove_store)
     const struct CMUnitTest tests[] = {
+        test(a_process_that_just_ends),         /* first: forks before there are threads */
         test(what_one_put_another_gets),
         test(others_are_seen_while_both_run),
         test(what_left_memory_comes_back),
