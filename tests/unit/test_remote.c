@@ -421,9 +421,11 @@ static void a_hung_store_hangs_nobody(void **state)
     usleep(300000);                     /* those who hung come back, and find nobody */
 }
 
-/* Nobody has closed it. */
+/* Nobody has closed it. (Of a directory nothing is taken down; and a thread sanitizer would miss the threads' ends.) */
 static void a_process_that_just_ends(void **state)
 {
+    if (!s3_wanted())
+        skip();
     for (int i = 0; i < 4; i++) {
         fflush(NULL);
         pid_t pid = fork();
