@@ -233,7 +233,7 @@ void fk_rates_fetched(struct fk_space *space, const struct fk_rate *block);
 void fk_rates_read_direct(struct fk_space *space, uint32_t blocks, uint64_t us, uint64_t now_us);
 void fk_rates_read(struct fk_space *space, uint64_t bytes, uint64_t now_us, bool busy);
 int fk_local_set_compute_rate(flexkv_space *space, double tokens_per_second);
-uint32_t fk_rates_probe_blocks(const struct fk_space *space);
+uint32_t fk_rates_probe_blocks(const struct fk_space *space, uint32_t cpu_slots);
 /* With both locks: what was known when the SSD's files were used last; and to those who come after. */
 void fk_rates_recall(struct fk_space *space);
 void fk_rates_save(struct fk_space *space, uint64_t now_us, bool end);

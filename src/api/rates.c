@@ -13,6 +13,7 @@
 #define READ_BYTES_MIN (1u << 20)       /* fewer say less */
 #define LOAD_US 500.0                   /* of a load from SSD or elsewhere: threads that wake up, the first read's way */
 #define PROBE_BYTES (32 * FK_MIB)
+#define PROBE_OF_CPU 8u                 /* at most an eighth of the cpu tier's slots */
 
 #define HINT_VERSION 1u
 #define HINT_AGE_MAX_S (7 * 24 * 3600)  /* what a disk did last week is not what it does */
@@ -36,9 +37,12 @@ static void tell_core(struct fk_space *s)
     s->rates.changed = true;
 }
 
-uint32_t fk_rates_probe_blocks(const struct fk_space *s)
+/* A small cpu tier has better things to hold. */
+uint32_t fk_rates_probe_blocks(const struct fk_space *s, uint32_t cpu_slots)
 {
-    return (uint32_t)fk_min(fk_max(PROBE_BYTES / s->block_bytes, 1ull), (unsigned long long)FK_CORE_PROBE_MAX);
+    uint64_t n = fk_min(PROBE_BYTES / s->block_bytes, (unsigned long long)FK_CORE_PROBE_MAX);
+
+    return (uint32_t)fk_max(fk_min(n, (uint64_t)(cpu_slots / PROBE_OF_CPU)), 1ull);
 }
 
 void fk_rates_copied(struct fk_space *s, uint32_t blocks, uint64_t us, uint64_t now_us)

@@ -234,7 +234,7 @@ static int add_to_core(struct fk_space *s, const uint32_t slots[FK_TIERS],
         .cpu_slots = slots[FK_TIER_CPU], .ssd_slots = slots[FK_TIER_SSD],
         .ssd_dirs = s->ssd ? (uint32_t)s->node->set->ssd_cache_dir.count : 0,
         .ssd_stripe_slots = s->ssd ? fk_ssd_stripe_slots(s->ssd) : 0,
-        .probe_blocks = fk_rates_probe_blocks(s),
+        .probe_blocks = fk_rates_probe_blocks(s, slots[FK_TIER_CPU]),
     };
     int rc = fk_core_space_add(s->node->core, &params, &s->id);
 
