@@ -32,7 +32,8 @@ static inline void s3_start(void)
         dup2(said[1], 1);
         if (!freopen("/dev/null", "w", stderr))
             _exit(2);
-        execl(getenv("FLEXKV_TEST_S3"), "python", "tests/store/s3.py", "serve", NULL);
+        const char *python = getenv("FLEXKV_TEST_S3");      /* by its first argument it finds its environment */
+        execl(python, python, "tests/store/s3.py", "serve", NULL);
         _exit(2);
     }
     close(said[1]);
