@@ -286,7 +286,7 @@ FLEXKV_API int flexkv_release(flexkv_node *node, uint64_t lease);
 /*
  * What computing costs: tokens per second of prefill. With it known, a match is cut to what
  * surely is loaded sooner than computed, by the measured speed of the tiers; the blocks that
- * are left out count as declined. A tier that was not measured yet gives nothing; it is
+ * are left out count as declined. An SSD that was not measured yet gives nothing; it is
  * measured in the background. 0: unknown, every hit is given. Told before a restart it is
  * known after it, where the space has an SSD tier.
  */

@@ -343,8 +343,8 @@ static void probes_wait_for_an_idle_disk(void **state)
     rig_close(&r);
 }
 
-/* Others' blocks: nothing while it is not known what they take, and a probe to find out. */
-static void unknown_peers_are_measured(void **state)
+/* Others' blocks: given while it is not known what they take; left out when they are slow, and measured again. */
+static void slow_peers_are_measured_again(void **state)
 {
     struct fk_core_costs c = { .copy = { 1, 0, 0 }, .compute_us = 100 };
     struct fk_core_fetch f[16];
@@ -353,6 +353,18 @@ static void unknown_peers_are_measured(void **state)
 
     rig_open(&r, &probed);
     assert_int_equal(fk_core_space_elsewhere(r.core, r.space), 0);
+    fk_core_set_costs(r.core, r.space, &c);
+    m = match(&r, 1, 12);
+    fk_core_match_extend(r.core, r.instance, r.group, chain_keys(1), 12, r.now, &m);
+    assert_int_equal(m.blocks, 12);
+    assert_int_equal(fk_core_release(r.core, m.lease), 0);
+    c.fetch = (struct fk_rate){ 80, 30, 0 };            /* the mean decides */
+    fk_core_set_costs(r.core, r.space, &c);
+    m = match(&r, 1, 12);
+    fk_core_match_extend(r.core, r.instance, r.group, chain_keys(1), 12, r.now, &m);
+    assert_int_equal(m.blocks, 12);
+    assert_int_equal(fk_core_release(r.core, m.lease), 0);
+    c.fetch = (struct fk_rate){ 120, 5, 0 };
     fk_core_set_costs(r.core, r.space, &c);
     m = match(&r, 1, 12);
     fk_core_match_extend(r.core, r.instance, r.group, chain_keys(1), 12, r.now, &m);
@@ -428,7 +440,7 @@ int main(void)
         cmocka_unit_test(what_was_declined_is_measured),
         cmocka_unit_test(an_unknown_disk_is_measured),
         cmocka_unit_test(probes_wait_for_an_idle_disk),
-        cmocka_unit_test(unknown_peers_are_measured),
+        cmocka_unit_test(slow_peers_are_measured_again),
         cmocka_unit_test(rates_of_what_is_measured),
         cmocka_unit_test(a_prefetch_is_not_declined),
     };
