@@ -4,7 +4,7 @@
  *
  * Declining costs what having no cache costs; loading what is computed sooner costs more. So a block is taken from the SSD
  * if that at its slowest is faster than computing, and not before it has been measured. Networks are mostly faster than
- * computing, and a prompt that another node has is to be found by the first who asks: elsewhere the mean decides,
+ * computing, and a prompt that another node has is to be found by the first who asks: elsewhere means decide,
  * and who was not measured is taken for fast.
  *
  *   a match leaves blocks out, or the first blocks leave the cpu tier for the SSD alone
@@ -48,8 +48,7 @@ uint32_t core_worth(struct fk_core *core, const struct lease *l, uint32_t first)
     const struct core_space *sp = &core->spaces[l->space];
     const struct fk_core_costs *c = &sp->costs;
     double read[] = { 0, fk_rate_slow(&c->ssd), c->fetch.us };
-    double wait[] = { 0, c->load_us + (sp->n_fills[FILL_SSD] + sp->n_writes) * read[CORE_ON_SSD],
-                      c->load_us + sp->n_fills[FILL_ELSEWHERE] * read[CORE_ELSEWHERE] };
+    double wait[] = { 0, c->load_us + (sp->n_fills[FILL_SSD] + sp->n_writes) * read[CORE_ON_SSD], c->load_us };
     double gain = 0, best = 0;
     uint32_t n = first;
 
@@ -59,7 +58,8 @@ uint32_t core_worth(struct fk_core *core, const struct lease *l, uint32_t first)
         enum core_place at = core_place_of(core, l->entries[i]);
         if (at == CORE_ON_SSD && !read[at] && !FK_BUG(16))
             break;
-        gain += COMPUTE_SURE * c->compute_us - fk_rate_slow(&c->copy) - wait[at];
+        gain += at == CORE_ON_SSD ? COMPUTE_SURE * c->compute_us - fk_rate_slow(&c->copy) : c->compute_us - c->copy.us;
+        gain -= wait[at];
         if (!is_coming(core, l->entries[i]))        /* else it is part of what is waited for */
             gain -= read[at];
         wait[at] = 0;

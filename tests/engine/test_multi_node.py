@@ -144,7 +144,7 @@ def test_four_nodes_and_one_alone() -> None:
     folder = Path(tempfile.mkdtemp(prefix="flexkv-t."))
     try:
         options = Options(nodes=4, network=can_have_networks(), alone=True, transport="mooncake", ssd_cache="512M",
-                          rate="500mbit")
+                          rate="1gbit")
         with Cluster(folder, options) as c:
             warm_up(c)
             check(prompts(4, 8, 1500, [""]), c)
