@@ -218,8 +218,7 @@ static int make_secret(const struct fk_settings *set, char *out, size_t bytes)
                            "made then)", set->local_ip, SECRET_BYTES_MIN);
     snprintf(text, sizeof(text), "flexkv cluster %s secret %s", set->cluster_name, set->redis_password);
     SHA256((const unsigned char *)text, strlen(text), digest);
-    for (size_t i = 0; i < sizeof(digest); i++)
-        snprintf(out + 2 * i, bytes - 2 * i, "%02x", digest[i]);
+    fk_hex(out, digest, fk_min(sizeof(digest), (bytes - 1) / 2));
     return 0;
 }
 

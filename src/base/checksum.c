@@ -1,11 +1,17 @@
 /* checksum.c - see checksum.h. */
 #include "base/checksum.h"
 
+#include <isa-l/crc.h>
 #include <isa-l/crc64.h>
 
 uint64_t fk_checksum(uint64_t seed, const void *data, size_t bytes)
 {
     return crc64_ecma_refl(seed, data, bytes);
+}
+
+uint32_t fk_crc32c(uint32_t seed, const void *data, size_t bytes)
+{
+    return crc32_iscsi((unsigned char *)(uintptr_t)data, (int)bytes, seed);
 }
 
 uint64_t fk_block_checksum_begin(struct fk_key key)

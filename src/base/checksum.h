@@ -33,4 +33,7 @@ uint64_t fk_crc_times(uint64_t a, uint64_t b);
 /* fk_block_checksum of a block with that residue, whose bytes have that power. */
 uint64_t fk_block_checksum_of(struct fk_key key, uint64_t residue, uint64_t power);
 
+/* CRC-32C, chained from seed (~0 to begin): of our own small records, where four bytes are room enough. */
+uint32_t fk_crc32c(uint32_t seed, const void *data, size_t bytes);
+
 #endif

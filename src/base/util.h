@@ -29,6 +29,16 @@
 static inline uint64_t fk_div_up(uint64_t a, uint64_t b) { return (a + b - 1) / b; }
 static inline uint64_t fk_round_up(uint64_t a, uint64_t b) { return fk_div_up(a, b) * b; }
 
+/* 2 * n hexadecimal digits, and the end. */
+static inline void fk_hex(char *out, const uint8_t *bytes, size_t n)
+{
+    for (size_t i = 0; i < n; i++) {
+        *out++ = "0123456789abcdef"[bytes[i] >> 4];
+        *out++ = "0123456789abcdef"[bytes[i] & 15];
+    }
+    *out = 0;
+}
+
 /* Scoped cleanup: `fk_autofree char *p = NULL;`, `fk_autoclose int fd = -1;` */
 static inline void fk_cleanup_free(void *p) { free(*(void **)p); }
 static inline void fk_cleanup_close(int *fd) { if (*fd >= 0) close(*fd); }

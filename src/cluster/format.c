@@ -231,8 +231,7 @@ static json_t *spaces_to_json(const struct fk_node_record *rec)
 
     for (uint32_t i = 0; i < rec->n_spaces; i++) {
         char hex[33];
-        for (int k = 0; k < 16; k++)
-            snprintf(hex + 2 * k, 3, "%02x", rec->space[i].fingerprint[k]);
+        fk_hex(hex, rec->space[i].fingerprint, 16);
         json_array_append_new(list, json_pack("{s:s, s:I}", "fingerprint", hex, "block_bytes",
                                               (json_int_t)rec->space[i].block_bytes));
     }

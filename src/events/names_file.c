@@ -5,8 +5,7 @@
 #include <stdio.h>
 #include <sys/stat.h>
 
-#include <isa-l/crc.h>
-
+#include "base/checksum.h"
 #include "base/log.h"
 
 #define PAGE 4096u
@@ -61,11 +60,6 @@ struct fk_names_file {
     _Atomic uint64_t errors;
     bool told;
 };
-
-static uint32_t crc32c(uint32_t seed, const void *data, size_t bytes)
-{
-    return crc32_iscsi((unsigned char *)(uintptr_t)data, (int)bytes, seed);
-}
 
 static bool transfer(int fd, bool write, void *buf, size_t bytes, uint64_t offset)
 {
@@ -184,14 +178,14 @@ static struct header header_for(const struct fk_names_file *nf, const char magic
 
     memcpy(h.magic, magic, sizeof(h.magic));
     h.dir = dir;
-    h.crc = crc32c(~0u, &h, offsetof(struct header, crc));
+    h.crc = fk_crc32c(~0u, &h, offsetof(struct header, crc));
     return h;
 }
 
 static bool header_sound(const struct header *h, const char magic[8])
 {
     return memcmp(h->magic, magic, sizeof(h->magic)) == 0 && h->byte_order == BYTE_ORDER_MARK &&
-           h->version == VERSION && h->crc == crc32c(~0u, h, offsetof(struct header, crc)) &&
+           h->version == VERSION && h->crc == fk_crc32c(~0u, h, offsetof(struct header, crc)) &&
            h->n_dirs && h->dir < h->n_dirs && h->stripe_slots && h->tokens_per_block <= TOKENS_MAX &&
            h->record_bytes == fk_round_up(sizeof(struct record) + 4ull * h->tokens_per_block, 8);
 }
@@ -266,7 +260,7 @@ int fk_names_file_open(const struct fk_names_file_params *p, struct fk_names_fil
         .record_bytes = (uint32_t)fk_round_up(sizeof(struct record) + 4ull * p->tokens_per_block, 8),
     };
     memcpy(nf->header.uuid, p->uuid, sizeof(nf->header.uuid));
-    nf->seed = crc32c(~0u, p->uuid, sizeof(p->uuid));
+    nf->seed = fk_crc32c(~0u, p->uuid, sizeof(p->uuid));
     nf->write_max = fk_max(WRITE_BYTES / nf->header.record_bytes, 1u);
     nf->buf = malloc((size_t)nf->write_max * nf->header.record_bytes);
     rc = nf->buf ? 0 : -ENOMEM;
@@ -306,8 +300,7 @@ uint64_t fk_names_file_errors(const struct fk_names_file *nf)
 
 static uint32_t label_crc(const struct label_head *h, const void *texts)
 {
-    return crc32c(crc32c(~0u, h, offsetof(struct label_head, crc)), texts,
-                  (size_t)h->lora + h->salt);
+    return fk_crc32c(fk_crc32c(~0u, h, offsetof(struct label_head, crc)), texts, (size_t)h->lora + h->salt);
 }
 
 static size_t label_bytes(const struct label_head *h)
@@ -413,9 +406,9 @@ void fk_names_file_trim_labels(struct fk_names_file *nf, const struct fk_labels 
 static uint32_t record_crc(const struct fk_names_file *nf, const struct record *r,
                            const void *tokens, uint32_t slot)
 {
-    uint32_t crc = crc32c(nf->seed ^ (slot * 0x9e3779b1u), r, offsetof(struct record, crc));
+    uint32_t crc = fk_crc32c(nf->seed ^ (slot * 0x9e3779b1u), r, offsetof(struct record, crc));
 
-    return crc32c(crc, tokens, (size_t)r->n_tokens * sizeof(uint32_t));
+    return fk_crc32c(crc, tokens, (size_t)r->n_tokens * sizeof(uint32_t));
 }
 
 static void make_record(const struct fk_names_file *nf, const struct fk_name_out *o, uint8_t *to)
@@ -571,7 +564,7 @@ static int fsck_names(const char *path, struct fk_names_fsck *out, const char **
     }
     if ((uint64_t)st.st_size != offset_of(&nf.header, dir_slots(&nf.header, nf.header.dir)))
         *what = "it has not the length that its header says";
-    nf.seed = crc32c(~0u, nf.header.uuid, sizeof(nf.header.uuid));
+    nf.seed = fk_crc32c(~0u, nf.header.uuid, sizeof(nf.header.uuid));
     nf.buf = malloc(nf.header.record_bytes);
     if (!nf.buf)
         return -ENOMEM;

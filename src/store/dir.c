@@ -185,13 +185,13 @@ static int dir_space(void *store, const struct fk_store_space *d, void **out, ch
     struct dir_store *s = store;
     struct dir_space *sp = calloc(1, sizeof(*sp));
     enum store_state state = STORE_OK;
-    int at = sp ? snprintf(sp->path, sizeof(sp->path), "%s/", s->path) : 0;
+    char print[2 * sizeof(d->fingerprint) + 1];
 
     if (!sp)
         return fk_fail(error, bytes, -ENOMEM, "no memory");
     sp->store = s;
-    for (int i = 0; i < 16; i++)
-        at += snprintf(sp->path + at, sizeof(sp->path) - (size_t)at, "%02x", d->fingerprint[i]);
+    fk_hex(print, d->fingerprint, sizeof(d->fingerprint));
+    snprintf(sp->path, sizeof(sp->path), "%s/%s", s->path, print);
     int rc = dir_header_read(sp->path, &sp->header, &state);
     if (rc == -ENOENT && (rc = header_make(s, d, sp->path)) == 0)
         rc = dir_header_read(sp->path, &sp->header, &state);

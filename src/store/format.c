@@ -1,7 +1,6 @@
 /* format.c - see format.h. Pure functions. */
 #include "store/format.h"
 
-#include <isa-l/crc.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -15,11 +14,6 @@ static const char record_magic[8] = { 'F', 'l', 'e', 'x', 'K', 'V', 'b', 'l' };
 #define BYTE_ORDER_MARK 0x01020304u
 #define BYTE_ORDER_SWAPPED 0x04030201u
 
-static uint32_t crc32c(const void *data, size_t bytes)
-{
-    return crc32_iscsi((unsigned char *)(uintptr_t)data, (int)bytes, ~0u);
-}
-
 void store_header_make(struct store_header *h, const char *name, const uint8_t fingerprint[16],
                        const uint8_t uuid[16], uint64_t block_bytes)
 {
@@ -31,7 +25,7 @@ void store_header_make(struct store_header *h, const char *name, const uint8_t f
     memcpy(h->fingerprint, fingerprint, sizeof(h->fingerprint));
     memcpy(h->uuid, uuid, sizeof(h->uuid));
     memcpy(h->name, name, strnlen(name, sizeof(h->name) - 1));
-    h->crc = crc32c(h, offsetof(struct store_header, crc));
+    h->crc = fk_crc32c(~0u, h, offsetof(struct store_header, crc));
 }
 
 enum store_state store_header_read(const void *bytes, size_t n, struct store_header *h)
@@ -44,7 +38,7 @@ enum store_state store_header_read(const void *bytes, size_t n, struct store_hea
         return STORE_BYTE_ORDER;
     if (h->byte_order == BYTE_ORDER_MARK && h->version && h->version != STORE_VERSION)
         return STORE_VERSION_OTHER;
-    if (n != sizeof(*h) || h->crc != crc32c(h, offsetof(struct store_header, crc)) ||
+    if (n != sizeof(*h) || h->crc != fk_crc32c(~0u, h, offsetof(struct store_header, crc)) ||
         h->byte_order != BYTE_ORDER_MARK || h->version != STORE_VERSION || h->block_bytes == 0 || h->block_bytes > STORE_MAX_BLOCK_BYTES ||
         !memchr(h->name, 0, sizeof(h->name)))
         return STORE_TORN;
@@ -60,8 +54,8 @@ void store_page_make(void *page, const struct store_header *h, struct fk_key key
     memcpy(r.magic, record_magic, sizeof(r.magic));
     r.checksum = fk_block_checksum(key, block, h->block_bytes);
     memcpy(r.fingerprint, h->fingerprint, sizeof(r.fingerprint));
-    r.note_crc = crc32c(note, note_bytes);
-    r.crc = crc32c(&r, offsetof(struct store_record, crc));
+    r.note_crc = fk_crc32c(~0u, note, note_bytes);
+    r.crc = fk_crc32c(~0u, &r, offsetof(struct store_record, crc));
     memset(page, 0, STORE_PAGE);
     memcpy(page, &r, sizeof(r));
     if (note_bytes)
@@ -72,11 +66,11 @@ bool store_page_read(const void *page, const struct store_header *h, struct fk_k
 {
     memcpy(r, page, sizeof(*r));
     return memcmp(r->magic, record_magic, sizeof(r->magic)) == 0 &&
-           r->crc == crc32c(r, offsetof(struct store_record, crc)) && r->byte_order == BYTE_ORDER_MARK &&
+           r->crc == fk_crc32c(~0u, r, offsetof(struct store_record, crc)) && r->byte_order == BYTE_ORDER_MARK &&
            r->version == STORE_VERSION && fk_key_equal(r->key, key) && r->block_bytes == h->block_bytes &&
            memcmp(r->fingerprint, h->fingerprint, sizeof(r->fingerprint)) == 0 &&
            r->note_bytes <= FK_STORE_NOTE_MAX &&
-           r->note_crc == crc32c((const char *)page + STORE_NOTE_AT, r->note_bytes);
+           r->note_crc == fk_crc32c(~0u, (const char *)page + STORE_NOTE_AT, r->note_bytes);
 }
 
 void store_key_text(struct fk_key key, char out[STORE_KEY_CHARS + 1])

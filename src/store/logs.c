@@ -1,8 +1,9 @@
 /* logs.c - see logs.h. Pure functions. */
 #include "store/logs.h"
 
-#include <isa-l/crc.h>
 #include <string.h>
+
+#include "base/checksum.h"
 
 static const char head_magic[8] = { 'F', 'l', 'e', 'x', 'K', 'V', 'h', 'd' };
 static const char log_magic[8] = { 'F', 'l', 'e', 'x', 'K', 'V', 'l', 'g' };
@@ -13,11 +14,9 @@ static const char log_magic[8] = { 'F', 'l', 'e', 'x', 'K', 'V', 'l', 'g' };
 static uint32_t crc_of(const void *bytes, size_t n, size_t crc_at)
 {
     static const uint32_t zero;
-    unsigned char *b = (unsigned char *)(uintptr_t)bytes;
-    uint32_t crc = crc32_iscsi(b, (int)crc_at, ~0u);
+    uint32_t crc = fk_crc32c(fk_crc32c(~0u, bytes, crc_at), &zero, sizeof(zero));
 
-    crc = crc32_iscsi((unsigned char *)(uintptr_t)&zero, sizeof(zero), crc);
-    return crc32_iscsi(b + crc_at + sizeof(zero), (int)(n - crc_at - sizeof(zero)), crc);
+    return fk_crc32c(crc, (const char *)bytes + crc_at + sizeof(zero), n - crc_at - sizeof(zero));
 }
 
 static size_t head_bytes(const struct store_head *h)

@@ -46,12 +46,6 @@ void object_name(const struct object_store *s, char *out, const char *format, ..
     va_end(args);
 }
 
-void object_hex(const uint8_t uuid[16], char out[33])
-{
-    for (int i = 0; i < 16; i++)
-        snprintf(out + 2 * i, 3, "%02x", uuid[i]);
-}
-
 int object_get(const struct object_store *s, const char *name, void *to, size_t bytes)
 {
     struct iovec v = { to, bytes };
@@ -229,7 +223,7 @@ static int objects_space(void *store, const struct fk_store_space *d, void **out
         return fk_fail(error, bytes, -ENOMEM, "no memory");
     pthread_mutex_init(&sp->lock, NULL);
     sp->store = s;
-    object_hex(d->fingerprint, sp->print);
+    fk_hex(sp->print, d->fingerprint, sizeof(d->fingerprint));
     int rc = find_or_make(sp, d, error, bytes);
     pthread_mutex_lock(&s->lock);
     if (!rc && s->n_spaces == FK_STORE_SPACES)
@@ -263,7 +257,7 @@ static void block_name(const struct object_space *sp, const struct store_header 
     char text[STORE_KEY_CHARS + 1], generation[33];
 
     store_key_text(key, text);
-    object_hex(h->uuid, generation);
+    fk_hex(generation, h->uuid, sizeof(h->uuid));
     object_name(sp->store, out, "data/%s/%s/%s", sp->print, generation, text);
 }
 

@@ -61,7 +61,6 @@ uint64_t object_deadline(const struct object_store *s);
 void object_name(const struct object_store *s, char *out, const char *format, ...) __attribute__((format(printf, 3, 4)));
 int object_get(const struct object_store *s, const char *name, void *to, size_t bytes);
 int object_put(const struct object_store *s, const char *name, const void *from, size_t bytes);
-void object_hex(const uint8_t uuid[16], char out[33]);
 
 /* objects_logs.c; the scanner, or nobody else has the space. */
 int object_logs_begin(struct object_space *sp);         /* a generation: nothing known, nothing told */

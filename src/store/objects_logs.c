@@ -48,7 +48,7 @@ int object_logs_begin(struct object_space *sp)
     if (RAND_bytes(sp->uuid, sizeof(sp->uuid)) != 1)
         return -EIO;
     sp->log->log.keys = 0;
-    object_hex(sp->header.uuid, sp->generation);
+    fk_hex(sp->generation, sp->header.uuid, sizeof(sp->header.uuid));
     return 0;
 }
 
@@ -72,7 +72,7 @@ static void log_name(const struct object_space *sp, const uint8_t uuid[16], uint
 {
     char text[33];
 
-    object_hex(uuid, text);
+    fk_hex(text, uuid, 16);
     object_name(sp->store, out, "data/%s/%s/log-%s-%u", sp->print, sp->generation, text, number);
 }
 
@@ -221,10 +221,7 @@ int object_logs_read(struct object_space *sp, const struct fk_store_news *news)
 
 static uint64_t wall_s(void)
 {
-    struct timespec now;
-
-    clock_gettime(CLOCK_REALTIME, &now);
-    return (uint64_t)now.tv_sec;
+    return (uint64_t)time(NULL);
 }
 
 static int put_log(struct object_space *sp)

@@ -1,8 +1,6 @@
 /* ssd_format.c - see ssd_format.h. Pure functions. */
 #include "tier/ssd_format.h"
 
-#include <isa-l/crc.h>
-
 #include "base/checksum.h"
 #include "base/util.h"
 
@@ -10,11 +8,6 @@ static const char magic[8] = { 'F', 'l', 'e', 'x', 'K', 'V', 's', 'd' };
 #define BYTE_ORDER_MARK 0x01020304u
 #define BYTE_ORDER_SWAPPED 0x04030201u
 #define DEFAULT_STRIPE_BYTES (4 * FK_MIB)
-
-static uint32_t crc32c(uint32_t seed, const void *data, size_t bytes)
-{
-    return crc32_iscsi((unsigned char *)(uintptr_t)data, (int)bytes, seed);
-}
 
 /* --- geometry --- */
 
@@ -78,7 +71,7 @@ void ssd_header_make(struct ssd_header *h, const struct ssd_geometry *g, uint32_
 
 void ssd_header_seal(struct ssd_header *h)
 {
-    h->crc = crc32c(~0u, h, offsetof(struct ssd_header, crc));
+    h->crc = fk_crc32c(~0u, h, offsetof(struct ssd_header, crc));
 }
 
 static bool geometry_sound(const struct ssd_header *h)
@@ -116,7 +109,7 @@ enum ssd_header_state ssd_header_read(const void *page, struct ssd_header *h)
     memcpy(h, page, sizeof(*h));
     if (memcmp(h->magic, magic, sizeof(magic)) != 0)
         return unknown_page(page);
-    uint32_t crc = crc32c(~0u, h, offsetof(struct ssd_header, crc));
+    uint32_t crc = fk_crc32c(~0u, h, offsetof(struct ssd_header, crc));
     if (h->byte_order == BYTE_ORDER_SWAPPED && h->crc == __builtin_bswap32(crc))
         return SSD_HEADER_BYTE_ORDER;
     if (h->crc != crc || h->byte_order != BYTE_ORDER_MARK)
@@ -141,7 +134,7 @@ static const char hint_magic[8] = "FKHINT1";
 static uint32_t hint_crc(struct ssd_hint h, uint32_t seed)
 {
     h.crc = 0;
-    return crc32c(seed, &h, sizeof(h));
+    return fk_crc32c(seed, &h, sizeof(h));
 }
 
 void ssd_hint_make(struct ssd_hint *h, uint32_t seed, const void *data, uint32_t bytes)
@@ -163,12 +156,12 @@ bool ssd_hint_check(const struct ssd_hint *h, uint32_t seed)
 
 uint32_t ssd_record_seed(const uint8_t uuid[16])
 {
-    return crc32c(~0u, uuid, 16);
+    return fk_crc32c(~0u, uuid, 16);
 }
 
 static uint32_t record_crc(const struct ssd_record *r, uint32_t seed, uint32_t slot)
 {
-    return crc32c(seed ^ (slot * 0x9e3779b1u), r, offsetof(struct ssd_record, crc));
+    return fk_crc32c(seed ^ (slot * 0x9e3779b1u), r, offsetof(struct ssd_record, crc));
 }
 
 void ssd_record_seal(struct ssd_record *r, uint32_t seed, uint32_t slot)

@@ -36,8 +36,7 @@ static bool cache_path(struct fk_cuda_copier *c, char *path, size_t bytes, bool 
 
     if (c->cu->DeviceGetUuid(uuid, c->device) != CU_OK || ((!cache || !*cache) && (!home || !*home)))
         return false;
-    for (int i = 0; i < 16; i++)
-        snprintf(name + 2 * i, 3, "%02x", uuid[i]);
+    fk_hex(name, uuid, sizeof(uuid));
     if (cache && *cache)
         snprintf(path, bytes, "%s/flexkv", cache);
     else
