@@ -237,6 +237,12 @@ FLEXKV_API int flexkv_agent_revoke(flexkv_agent *agent, const uint64_t *ops, siz
 FLEXKV_API int flexkv_agent_wait_layer(flexkv_agent *agent, const uint64_t *ops, size_t n,
                                        uint32_t layer, void *stream, int timeout_ms);
 /*
+ * For gets that were reported with FLEXKV_COMPLETION_EARLY: makes the CUDA stream wait until the pages of these
+ * operations are in place; returns at once. Operations that this agent does not know, or that have ended, are none to
+ * wait for. -EIO: the driver has failed; the pages must not be used.
+ */
+FLEXKV_API int flexkv_agent_wait_loaded(flexkv_agent *agent, const uint64_t *ops, size_t n, void *stream);
+/*
  * For engines that wait for layers by eventfds (SGLang): listens at a unix socket (ipc://PATH), where
  * the worker's own process hands over one eventfd for each layer and counter. From then on a get with
  * `counter` adds 1 to the eventfd of a layer when that layer's pages are in place, layer by layer.
@@ -312,7 +318,11 @@ typedef struct flexkv_op_args {
 
 /* A get that agents carry out layer by layer, of all blocks each, so that the engine can begin with
  * the first (flexkv_agent_wait_layer). It begins when all blocks are in the cpu tier. */
-enum flexkv_op_flags { FLEXKV_OP_LAYERWISE = 1 };
+/* EARLY, of a get into the memory of CUDA devices: it may be reported some milliseconds before its end, when all its
+ * copies are queued there and nothing but a device or a worker that dies keeps them from arriving. Its completion then
+ * has FLEXKV_COMPLETION_EARLY, and a stream that is to use the pages for anything must wait first
+ * (flexkv_agent_wait_loaded, in each worker). Elsewhere, with LAYERWISE, and where checksums are taken by the copies, no effect. */
+enum flexkv_op_flags { FLEXKV_OP_LAYERWISE = 1, FLEXKV_OP_EARLY = 2 };
 
 /*
  * Copies blocks [first, first + n) of the lease into the engine's pages. Once the call succeeds
@@ -342,6 +352,8 @@ enum flexkv_op_kind { FLEXKV_OP_GET = 1, FLEXKV_OP_PUT = 2, FLEXKV_OP_PREFETCH =
  * read or written, until flexkv_regions_unregister has returned. Seen only when a worker
  * hangs. */
 #define FLEXKV_COMPLETION_PAGES_BUSY 1u
+/* A get with FLEXKV_OP_EARLY: all its blocks are on their way. */
+#define FLEXKV_COMPLETION_EARLY 2u
 
 typedef struct flexkv_completion {
     uint64_t op;

@@ -21,6 +21,7 @@ OP_GET: int
 OP_PUT: int
 OP_PREFETCH: int
 PAGES_BUSY: int
+EARLY: int
 
 # Page numbers, one per block: a list of int, or a C-contiguous buffer of 4- or 8-byte integers.
 Pages = Sequence[int] | Buffer
@@ -54,7 +55,7 @@ class Completion(tuple[int, int, int, int, int, int]):
     status: int          # 0 or -errno
     blocks: int
     blocks_ok: int
-    flags: int           # PAGES_BUSY
+    flags: int           # PAGES_BUSY, EARLY
 
 @final
 class Match(tuple[int, int, int, int, int]):
@@ -85,11 +86,13 @@ class Node:
         """KV events of one space, or of all. Error(EOPNOTSUPP): enable_kv_events is off."""
     def release(self, lease: int) -> None: ...
     def get(self, lease: int, first: int, pages: Pages, timeout_ms: int = 0,
-            layerwise: bool = False, counter: int = 0) -> int:
+            layerwise: bool = False, counter: int = 0, early: bool = False) -> int:
         """Starts a get of blocks [first, first + len(pages)); returns the operation's number.
 
         layerwise: all blocks' first layer first, and so on; see Agent.wait_layer.
         counter: 1 + the layer counter that the agents move; see Agent.serve_layers.
+        early: into a GPU's memory it may be reported, with EARLY, when all of it is on its way; see
+        Agent.wait_loaded.
         """
     def cancel(self, op: int) -> bool:
         """False: it has ended already."""
@@ -167,6 +170,8 @@ class Agent:
     def wait_layer(self, ops: Sequence[int], layer: int, stream: int, timeout_ms: int) -> int:
         """The CUDA stream (a cudaStream_t as a number) waits for the layer's pages of these
         operations; 0, for host memory: the caller does. 0 or -errno."""
+    def wait_loaded(self, ops: Sequence[int], stream: int) -> None:
+        """The CUDA stream waits for the pages of these operations, which were reported EARLY."""
     def serve_layers(self, address: str) -> None:
         """Takes an engine's eventfds at a unix socket, one for each layer and counter; a get with
         counter adds 1 to each as its layer is loaded."""

@@ -173,6 +173,28 @@ static PyObject *agent_wait_layer(PyObject *self, PyObject *args)
     return PyLong_FromLong(rc);
 }
 
+static PyObject *agent_wait_loaded(PyObject *self, PyObject *args)
+{
+    PyObject *ops_arg;
+    unsigned long long stream;
+    struct fkpy_room ops;
+    struct fkpy_call c;
+    size_t n;
+
+    if (!PyArg_ParseTuple(args, "OK:wait_loaded", &ops_arg, &stream) || !fkpy_u64s(ops_arg, "ops", &ops, &n))
+        return NULL;
+    if (!fkpy_call_begin(&c, fkpy_state_of(self), &self_of(self)->handle, true)) {
+        fkpy_room_free(&ops);
+        return NULL;
+    }
+    int rc = flexkv_agent_wait_loaded(c.handle->object, ops.data, n, (void *)(uintptr_t)stream);
+    fkpy_call_end(&c);
+    fkpy_room_free(&ops);
+    if (rc)
+        return fkpy_raise(fkpy_state_of(self), rc);
+    Py_RETURN_NONE;
+}
+
 static PyObject *agent_serve_layers(PyObject *self, PyObject *args)
 {
     const char *address;
@@ -201,6 +223,8 @@ static PyMethodDef methods[] = {
     { "wait_layer", agent_wait_layer, METH_VARARGS, "wait_layer(ops, layer, stream, timeout_ms): "
       "the CUDA stream waits for the layer's pages of these operations (get with layerwise); "
       "stream 0: the caller does. 0 or -errno." },
+    { "wait_loaded", agent_wait_loaded, METH_VARARGS, "wait_loaded(ops, stream): the CUDA stream waits for "
+      "the pages of these operations (get with early, reported EARLY)." },
     { "serve_layers", agent_serve_layers, METH_VARARGS, "serve_layers(address): takes an engine's "
       "eventfds, one for each layer and counter; get with counter adds 1 to each as it is loaded." },
     { "close", agent_close, METH_NOARGS, "Stops copying, leaves the node. May be repeated." },

@@ -78,7 +78,7 @@ static PyStructSequence_Field completion_fields[] = {
     { "status", "0, or -errno of the first block that failed" },
     { "blocks", "asked for" },
     { "blocks_ok", "leading blocks that were got, are stored, or are in the cpu tier" },
-    { "flags", "PAGES_BUSY: pages may still be read or written until Agent.revoke" },
+    { "flags", "PAGES_BUSY: pages may still be read or written until Agent.revoke; EARLY: until Agent.wait_loaded" },
     { 0 },
 };
 static PyStructSequence_Desc completion_desc = {
@@ -127,7 +127,8 @@ static bool add_constants(PyObject *module)
     return PyModule_AddIntConstant(module, "OP_GET", FLEXKV_OP_GET) == 0 &&
            PyModule_AddIntConstant(module, "OP_PUT", FLEXKV_OP_PUT) == 0 &&
            PyModule_AddIntConstant(module, "OP_PREFETCH", FLEXKV_OP_PREFETCH) == 0 &&
-           PyModule_AddIntConstant(module, "PAGES_BUSY", FLEXKV_COMPLETION_PAGES_BUSY) == 0;
+           PyModule_AddIntConstant(module, "PAGES_BUSY", FLEXKV_COMPLETION_PAGES_BUSY) == 0 &&
+           PyModule_AddIntConstant(module, "EARLY", FLEXKV_COMPLETION_EARLY) == 0;
 }
 
 /* Agents and nodes that are left open go before the memory they copy to and from, which the

@@ -284,18 +284,18 @@ static PyObject *node_get(PyObject *self, PyObject *const *args, Py_ssize_t n_ar
                           PyObject *kwnames)
 {
     static const char *const names[] = { "lease", "first", "pages", "timeout_ms", "layerwise",
-                                         "counter" };
-    static const struct fkpy_signature sig = { "get", names, 3, 6 };
+                                         "counter", "early" };
+    static const struct fkpy_signature sig = { "get", names, 3, 7 };
     PyObject *arg[FKPY_MAX_ARGS];
     struct fkpy_room pages;
     struct fkpy_call c;
     uint64_t lease, op;
     uint32_t first, timeout_ms = 0, counter = 0;
-    int layerwise = 0;
+    int layerwise = 0, early = 0;
     size_t n;
 
     if (!fkpy_arguments(&sig, args, n_args, kwnames, arg) || !fkpy_u64(arg[0], "lease", &lease) ||
-        (arg[4] && (layerwise = PyObject_IsTrue(arg[4])) < 0) ||
+        (arg[4] && (layerwise = PyObject_IsTrue(arg[4])) < 0) || (arg[6] && (early = PyObject_IsTrue(arg[6])) < 0) ||
         !fkpy_u32(arg[1], "first", &first) || !fkpy_u32(arg[3], "timeout_ms", &timeout_ms) ||
         !fkpy_u32(arg[5], "counter", &counter) || !fkpy_u32s(arg[2], "pages", &pages, &n))
         return NULL;
@@ -305,7 +305,7 @@ static PyObject *node_get(PyObject *self, PyObject *const *args, Py_ssize_t n_ar
     }
     flexkv_op_args op_args = { .struct_bytes = sizeof(op_args), .pages = pages.data,
                                .timeout_ms = timeout_ms,
-                               .flags = layerwise ? FLEXKV_OP_LAYERWISE : 0,
+                               .flags = (layerwise ? FLEXKV_OP_LAYERWISE : 0) | (early ? FLEXKV_OP_EARLY : 0),
                                .counter = counter };
     int rc = flexkv_get(node_of(&c), lease, first, (uint32_t)n, &op_args, &op);
     fkpy_call_end(&c);

@@ -41,7 +41,8 @@ static void set_state(flexkv_agent *a, int state, const char *error)
 static void begin_service(flexkv_agent *a)
 {
     pthread_mutex_lock(&a->lock);
-    a->n_revoked = a->n_layered = 0;
+    a->n_revoked = a->n_layered = a->n_early = 0;
+    memset(a->early, 0, sizeof(a->early));
     for (uint32_t i = 0; i < FK_AGENT_LAYERED; i++)
         a->layered[i].tag = 0;
     pthread_mutex_unlock(&a->lock);
@@ -542,6 +543,33 @@ FLEXKV_API int flexkv_agent_wait_layer(flexkv_agent *a, const uint64_t *ops, siz
         if (rc)
             return fk_api_fail(rc, "layer %u of operation %llu was not loaded: %s", layer,
                                (unsigned long long)ops[i], strerror(-rc));
+    }
+    return 0;
+}
+
+/* The event of the next job of the operation that was on its way, from *at on; NULL: there is none. */
+static void *next_early(flexkv_agent *a, uint64_t op, uint32_t *at)
+{
+    void *event = NULL;
+
+    pthread_mutex_lock(&a->lock);
+    for (; !event && *at < FK_AGENT_EARLY; ++*at)
+        if (a->early[*at].tag == op)
+            event = a->early[*at].event;
+    pthread_mutex_unlock(&a->lock);
+    return event;
+}
+
+FLEXKV_API int flexkv_agent_wait_loaded(flexkv_agent *a, const uint64_t *ops, size_t n, void *stream)
+{
+    for (size_t i = 0; i < n; i++) {
+        uint32_t at = 0;
+        for (void *event; (event = next_early(a, ops[i], &at));) {
+            int rc = fk_copier_wait_event(a->copier, event, stream);
+            if (rc)
+                return fk_api_fail(rc, "operation %llu was not loaded: %s", (unsigned long long)ops[i],
+                                   strerror(-rc));
+        }
     }
     return 0;
 }

@@ -22,6 +22,7 @@
 #define FK_AGENT_REVOKED 4096u          /* far more operations than a node has under way */
 #define FK_AGENT_LANES 3                /* from the engine, to it, and to it from the SSD's files */
 #define FK_AGENT_LAYERED 512u           /* operations in layers that are remembered */
+#define FK_AGENT_EARLY 64u              /* jobs on their way that are */
 
 /* A job, out of the node's reach. */
 struct fk_agent_job {
@@ -29,6 +30,10 @@ struct fk_agent_job {
     struct fk_ring_job job;
     uint32_t lists[];                   /* slots, pages */
 };
+
+/* A job that was said to be on its way, and what comes when it is in place. Copies to the engine are made one after the other,
+ * so one that was forgotten is. */
+struct fk_agent_early { uint64_t tag; void *event; };
 
 /* How far an operation in layers is. */
 struct fk_agent_layered {
@@ -64,6 +69,8 @@ struct flexkv_agent {
     uint32_t n_revoked;
     struct fk_agent_layered layered[FK_AGENT_LAYERED];  /* likewise */
     uint32_t n_layered;
+    struct fk_agent_early early[FK_AGENT_EARLY];        /* likewise */
+    uint32_t n_early;
     bool ended;                         /* the thread is about to return */
 
     /* of the connection; the thread's own */

@@ -19,6 +19,24 @@
 #define MADV_POPULATE_WRITE 23
 #endif
 
+/* A record of one number. The ring has room for all jobs there can be, and this is no loss. */
+static void tell_node(flexkv_agent *a, enum fk_ring_record type, uint64_t number)
+{
+    pthread_mutex_lock(&a->jobs_lock);
+    uint64_t *rec = fk_ring_reserve(&a->reports, type, sizeof(*rec));
+    if (rec) {
+        *rec = number;
+        fk_ring_commit(&a->reports);
+    }
+    pthread_mutex_unlock(&a->jobs_lock);
+    (void)!write(a->report_fd, &(uint64_t){ 1 }, sizeof(uint64_t));
+}
+
+void fk_agent_tell_direct(flexkv_agent *a)
+{
+    tell_node(a, FK_RING_DIRECT, a->direct);
+}
+
 /* ---- what other threads may ask ---- */
 
 static bool is_revoked(const flexkv_agent *a, uint64_t tag)
@@ -81,7 +99,7 @@ void fk_agent_cancel_running(flexkv_agent *a)
     pthread_mutex_unlock(&a->lock);
 }
 
-struct telling { flexkv_agent *a; struct fk_agent_layered *layered; };
+struct telling { flexkv_agent *a; struct fk_agent_layered *layered; const struct fk_ring_job *job; };
 
 static void tell_layers(void *arg, uint32_t regions, void *event)
 {
@@ -106,6 +124,18 @@ static void count_layers(void *arg, uint32_t regions)
         to++;
     fk_layers_signal(t->a->counters, y->counter - 1, from, to);
     y->counted = to;
+}
+
+/* What its engine may do with the pages from now on, it does after the event. */
+static void tell_on_its_way(void *arg, void *event)
+{
+    struct telling *t = arg;
+    flexkv_agent *a = t->a;
+
+    pthread_mutex_lock(&a->lock);
+    a->early[a->n_early++ % FK_AGENT_EARLY] = (struct fk_agent_early){ t->job->tag, event };
+    pthread_mutex_unlock(&a->lock);
+    tell_node(a, FK_RING_ON_ITS_WAY, t->job->job);
 }
 
 /* ---- a job ---- */
@@ -149,9 +179,10 @@ static uint32_t copy(flexkv_agent *a, struct fk_agent_job *j, struct fk_agent_la
                      int *status)
 {
     uint32_t *slots = j->lists, *pages = j->lists + j->job.n;
-    struct telling telling = { a, layered };
-    struct fk_copy_progress progress = { .layers = tell_layers, .arg = &telling,
+    struct telling telling = { a, layered, &j->job };
+    struct fk_copy_progress progress = { .layers = layered ? tell_layers : NULL, .arg = &telling,
                                          .placed = layered && layered->counter ? count_layers : NULL,
+                                         .on_its_way = j->job.early ? tell_on_its_way : NULL,
                                          .layer_ends = a->layer_ends, .n_layers = a->n_layers };
 
     if (!lists_ok(a, &j->job, slots, pages)) {
@@ -161,7 +192,7 @@ static uint32_t copy(flexkv_agent *a, struct fk_agent_job *j, struct fk_agent_la
     uint32_t share = my_share(a, &j->job, slots, pages);
     struct fk_copy_blocks blocks = { .slots = slots, .pages = pages, .n = share,
                                      .to_engine = j->job.to_engine };
-    uint32_t ok = fk_copier_copy(a->copier, &blocks, layered && share ? &progress : NULL,
+    uint32_t ok = fk_copier_copy(a->copier, &blocks, (layered || j->job.early) && share ? &progress : NULL,
                                  &a->cancel[j->job.job], status);
     return leading(a, &j->job, ok, share);
 }
@@ -206,18 +237,6 @@ static int report(flexkv_agent *a, const struct fk_ring_report *r, const uint64_
         return -EPROTO;
     (void)!write(a->report_fd, &(uint64_t){ 1 }, sizeof(uint64_t));
     return 0;
-}
-
-void fk_agent_tell_direct(flexkv_agent *a)
-{
-    pthread_mutex_lock(&a->jobs_lock);
-    uint64_t *works = fk_ring_reserve(&a->reports, FK_RING_DIRECT, sizeof(*works));
-    if (works) {
-        *works = a->direct;
-        fk_ring_commit(&a->reports);
-    }
-    pthread_mutex_unlock(&a->jobs_lock);
-    (void)!write(a->report_fd, &(uint64_t){ 1 }, sizeof(uint64_t));
 }
 
 static int do_job(flexkv_agent *a, struct fk_agent_job *j, unsigned lane)

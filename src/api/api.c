@@ -159,7 +159,7 @@ static int take_args(const flexkv_op_args *a, flexkv_op_args *out)
     if (!a || a->struct_bytes < offsetof(flexkv_op_args, flags) || a->struct_bytes > sizeof(*out))
         return fk_api_fail(-EINVAL, "flexkv_op_args: struct_bytes is not set");
     memcpy(out, a, a->struct_bytes);
-    if (out->flags & ~(uint32_t)FLEXKV_OP_LAYERWISE)
+    if (out->flags & ~(uint32_t)(FLEXKV_OP_LAYERWISE | FLEXKV_OP_EARLY))
         return fk_api_fail(-EINVAL, "flexkv_op_args: flags 0x%x are not known", out->flags);
     if (out->counter && !(out->flags & FLEXKV_OP_LAYERWISE))
         return fk_api_fail(-EINVAL, "flexkv_op_args: counter is for gets with FLEXKV_OP_LAYERWISE");

@@ -318,12 +318,13 @@ static bool send_job(struct fk_link *l, struct fk_job *job)
         return false;
     *rec = (struct fk_ring_job){ .tag = job->tag, .job = at, .n = job->n,
                                  .to_engine = job->to_engine, .layerwise = job->layerwise,
-                                 .counter = job->counter, .from_ssd = job->from_ssd };
+                                 .counter = job->counter, .from_ssd = job->from_ssd, .early = job->early };
     uint32_t *lists = (uint32_t *)(rec + 1);
     memcpy(lists, job->slots, job->n * sizeof(uint32_t));
     memcpy(lists + job->n, job->pages, job->n * sizeof(uint32_t));
     atomic_store(&l->cancel[at], atomic_load(&job->cancelled));
     l->jobs[at] = job;
+    l->may_say[at] = job->early;
     l->n_jobs++;
     fk_ring_commit(&l->commands);
     return true;
@@ -478,29 +479,49 @@ static int take_report(struct fk_link *l, const struct fk_ring_report *r, const 
     return 0;
 }
 
+static int take_on_its_way(struct fk_link *l, uint64_t job)
+{
+    if (job >= FK_AGENT_JOBS || !l->jobs[job] || !l->may_say[job])
+        return -EPROTO;
+    l->may_say[job] = false;
+    fk_core_job_on_its_way(l->node->core, l->jobs[job]);
+    return 0;
+}
+
+static void take_direct(struct fk_link *l, bool works)
+{
+    remove_direct_files(l);
+    if (works)
+        note_direct(l);
+}
+
+static int take_record(struct fk_link *l, uint32_t type, const void *payload, uint32_t bytes)
+{
+    struct fk_ring_report report;
+    uint64_t number;
+
+    if (type == FK_RING_REPORT && bytes >= sizeof(report)) {
+        memcpy(&report, payload, sizeof(report));
+        return take_report(l, &report, (const char *)payload + sizeof(report), bytes - (uint32_t)sizeof(report));
+    }
+    if ((type != FK_RING_ON_ITS_WAY && type != FK_RING_DIRECT) || bytes < sizeof(number))
+        return -EPROTO;
+    memcpy(&number, payload, sizeof(number));
+    if (type == FK_RING_ON_ITS_WAY)
+        return take_on_its_way(l, number);
+    take_direct(l, number);
+    return 0;
+}
+
 /* With the lock. */
 static void read_reports(struct fk_link *l)
 {
-    struct fk_ring_report report;
     const void *payload;
     uint32_t type, bytes;
     int rc = 0;
 
     while (!l->broken && (rc = fk_ring_next(&l->reports, &type, &payload, &bytes)) == 1) {
-        if (type == FK_RING_DIRECT && bytes >= sizeof(uint64_t)) {
-            bool works = *(const uint64_t *)payload;
-            fk_ring_pop(&l->reports);
-            remove_direct_files(l);
-            if (works)
-                note_direct(l);
-            continue;
-        }
-        if (type != FK_RING_REPORT || bytes < sizeof(report)) {
-            rc = -EPROTO;
-            break;
-        }
-        memcpy(&report, payload, sizeof(report));
-        rc = take_report(l, &report, (const char *)payload + sizeof(report), bytes - (uint32_t)sizeof(report));
+        rc = take_record(l, type, payload, bytes);
         fk_ring_pop(&l->reports);
         if (rc)
             break;

@@ -45,7 +45,7 @@ static struct fk_core_op_args core_args(const flexkv_op_args *a, uint64_t tag, u
 {
     return (struct fk_core_op_args){
         .pages = a->pages, .user_data = a->user_data, .results = a->results, .tag = tag,
-        .layerwise = a->flags & FLEXKV_OP_LAYERWISE, .counter = a->counter,
+        .layerwise = a->flags & FLEXKV_OP_LAYERWISE, .early = a->flags & FLEXKV_OP_EARLY, .counter = a->counter,
         .deadline_us = a->timeout_ms ? now + a->timeout_ms * 1000ull : 0,
     };
 }

@@ -56,6 +56,7 @@ struct fk_link {
     struct fk_job *held;            /* taken, but there was no room in the ring */
     uint32_t n_jobs;
     struct fk_job *jobs[FK_AGENT_JOBS];
+    bool may_say[FK_AGENT_JOBS];    /* that it is on its way: it was asked to, and has not yet */
 };
 
 struct fk_link *fk_link_waiting(const struct fk_node *node, const char *space, const char *instance,

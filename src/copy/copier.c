@@ -5,6 +5,7 @@
 
 #include "base/util.h"
 #include "copy/cuda/cuda.h"
+#include "copy/host_early.h"
 #include "copy/host_files.h"
 #include "copy/team.h"
 
@@ -12,6 +13,7 @@ struct host_copier {
     struct fk_copier base;
     struct fk_team *team;
     struct fk_host_files files;
+    struct fk_host_early early;
 };
 
 static int host_attach(struct fk_copier *c, const struct fk_copy_pool *pool)
@@ -47,19 +49,29 @@ static uint32_t host_copy(struct fk_copier *base, const struct fk_copy_blocks *b
         .slot_bytes = base->pool.slot_bytes, .slice_offset = base->pool.slice_offset,
         .sums = base->pool.sums,
     };
-    uint32_t ok = fk_team_copy(c->team, fk_copy_backend("host"), &target, blocks, cancelled, status);
+    _Atomic bool never = false;
+    bool early = fk_host_early_begin(&c->early, progress);
+    uint32_t ok = fk_team_copy(c->team, fk_copy_backend("host"), &target, blocks, early ? &never : cancelled, status);
 
-    if (progress && ok == blocks->n)
+    if (early)
+        fk_host_early_end(&c->early);
+    if (fk_copy_in_layers(progress) && ok == blocks->n)
         progress->layers(progress->arg, base->n_regions, NULL);
     if (progress && progress->placed && ok == blocks->n)
         progress->placed(progress->arg, base->n_regions);
     return ok;
 }
 
+static int host_wait_event(struct fk_copier *c, void *event, void *stream)
+{
+    return fk_host_early_wait(&((struct host_copier *)c)->early, event);
+}
+
 static void host_destroy(struct fk_copier *base)
 {
     struct host_copier *c = (struct host_copier *)base;
 
+    fk_host_early_close(&c->early);
     fk_team_destroy(c->team);
     free(c);
 }
@@ -67,7 +79,7 @@ static void host_destroy(struct fk_copier *base)
 static const struct fk_copier_ops host_ops = {
     .name = "host", .lanes = 1, .attach = host_attach, .detach = host_detach, .copy = host_copy,
     .try_direct = fk_host_try_direct, .open_files = host_open_files, .read_files = host_read_files,
-    .destroy = host_destroy,
+    .wait_event = host_wait_event, .destroy = host_destroy,
 };
 
 static int host_create(const flexkv_region *regions, uint32_t n_regions, unsigned threads,
@@ -80,6 +92,7 @@ static int host_create(const flexkv_region *regions, uint32_t n_regions, unsigne
         return -ENOMEM;
     }
     c->base = (struct fk_copier){ .ops = &host_ops, .regions = regions, .n_regions = n_regions };
+    fk_host_early_open(&c->early);
     *out = &c->base;
     return 0;
 }

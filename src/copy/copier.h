@@ -32,18 +32,27 @@ struct fk_copy_pool {
 };
 
 /*
- * Told by a copy in layers: all pages of the regions before `regions` are on their way, in place
- * when `event` (cuda; NULL: they are in place) has come. Called in order, by the thread that copies.
+ * What a copy to the engine tells of itself. With `layers` it is one in layers, told of when all pages of the
+ * regions before `regions` are on their way, in place when `event` (cuda; NULL: they are in place) has
+ * come. Called in order, by the thread that copies.
  */
 struct fk_copy_progress {
     void (*layers)(void *arg, uint32_t regions, void *event);
     /* Optional: all pages of the regions before `regions` are in place. In order; by the thread that
      * copies (host; cuda with poll_layers) or one of the driver's, which must not call the driver. */
     void (*placed)(void *arg, uint32_t regions);
+    /* Optional, of one not in layers (cuda): all pages are on their way, in place when `event` has come; from
+     * here on *cancelled is not looked at. At most once, by the thread that copies. */
+    void (*on_its_way)(void *arg, void *event);
     void *arg;
     const uint32_t *layer_ends;     /* regions up to each layer's end */
     uint32_t n_layers;
 };
+
+static inline bool fk_copy_in_layers(const struct fk_copy_progress *p)
+{
+    return p && p->layers;
+}
 
 /* A slice in a file, and the page it is to go to. */
 struct fk_copy_place { uint64_t offset; uint32_t file, page; };
@@ -97,7 +106,7 @@ static inline void fk_copier_detach(struct fk_copier *c)
 /*
  * Copies the blocks; returns how many leading ones are in place: all, or fewer when *cancelled
  * became true or the copy failed (*status then has its -errno). Nothing is under way any more when
- * it returns. progress may be NULL; it is for copies to the engine, which then go layer by layer.
+ * it returns. progress may be NULL; it is for copies to the engine.
  */
 static inline uint32_t fk_copier_copy(struct fk_copier *c, const struct fk_copy_blocks *blocks,
                                       const struct fk_copy_progress *progress,

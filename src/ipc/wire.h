@@ -19,7 +19,7 @@
 #include "flexkv/flexkv.h"
 
 #define FK_WIRE_MAGIC 0x464b5631u       /* "FKV1" */
-#define FK_WIRE_VERSION 6u              /* raised with every change here */
+#define FK_WIRE_VERSION 7u              /* raised with every change here */
 #define FK_WIRE_NAME 64
 #define FK_WIRE_INSTANCE 128
 #define FK_WIRE_TEXT 480
@@ -69,13 +69,15 @@ struct fk_wire_welcome_client {
 /* ---- an agent's shared memory: cancel flags, commands, reports ---- */
 #define FK_AGENT_JOBS 256               /* under way at a time */
 
-/* DIRECT, from an agent: a uint64_t, 1: it can read SSD slots by itself. */
-enum fk_ring_record { FK_RING_JOB = 1, FK_RING_REPORT, FK_RING_DIRECT };
+/* From an agent. DIRECT: a uint64_t, 1: it can read SSD slots by itself. ON_ITS_WAY: a uint64_t, the job, whose `early` was
+ * set: its report will say that all is done. */
+enum fk_ring_record { FK_RING_JOB = 1, FK_RING_REPORT, FK_RING_DIRECT, FK_RING_ON_ITS_WAY };
 
 struct fk_ring_job {
     uint64_t tag;                       /* the operation's */
     uint32_t job, n, to_engine, layerwise;
     uint32_t counter, from_ssd;         /* counter: 1 + the one that is told of layers; 0: none */
+    uint32_t early, reserved;
     /* n slots (from_ssd: of the SSD tier), n pages */
 };
 /* Of a job from SSD followed by n residues (base/checksum.h) of what this worker has read. */

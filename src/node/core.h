@@ -118,6 +118,7 @@ struct fk_core_op_args {
     int8_t *results;
     uint64_t tag;                   /* what agents know the operation by; 0: its number */
     bool layerwise;                 /* of a get: one job, once all blocks are in the cpu tier */
+    bool early;                     /* of a get: over for the engine when all its copies are on their way */
     uint32_t counter;               /* handed on to the agents */
     uint32_t *slots;                /* of a put, optional, one per block: the cpu slot that it was
                                        given, FK_NONE: none. Written by the call */
@@ -145,6 +146,7 @@ struct fk_job {
     uint64_t tag;                   /* the operation's */
     bool to_engine;                 /* true: slot -> page (get); false: page -> slot (put) */
     bool layerwise;                 /* the first layers of all blocks first */
+    bool early;                     /* fk_core_job_on_its_way is wanted */
     uint32_t counter;
     uint32_t n;
     const uint32_t *slots, *pages;  /* valid and unchanging until the last worker's job_done */
@@ -156,6 +158,9 @@ struct fk_job {
 };
 /* Takes the next job for the worker; NULL: none. */
 struct fk_job *fk_core_take_job(struct fk_core *core, uint32_t instance, uint32_t worker);
+/* The worker can say that nothing but its device or its death keeps the job's bytes from arriving, whatever is
+ * cancelled: once, before job_done. When all workers have, for all that an early get still lacks, it is reported. */
+void fk_core_job_on_its_way(struct fk_core *core, struct fk_job *job);
 /* How many workers have not finished with the job. */
 uint32_t fk_core_job_left(const struct fk_job *job);
 /* The worker has finished with the job: the first ok blocks are done, the others failed with

@@ -43,6 +43,7 @@ struct op {
     bool reported;                  /* its completion has been posted */
     bool starved;                   /* waits for a free cpu slot */
     bool layerwise, told;           /* one job, of all its blocks; it has been made */
+    bool early;                     /* reported when all that is missing is on its way */
     bool direct;                    /* workers read from SSD what is only there; a prefetch leaves it */
     bool silent;                    /* a probe: nobody hears of its end */
     uint32_t counter;
@@ -93,6 +94,7 @@ struct fill {
 struct job {
     struct job *next_of_op, *next_free;
     uint32_t op, workers_left, ok;
+    uint32_t on_its_way;            /* so many workers say so */
     int status;
     uint32_t cap;
     uint32_t *blocks, *slots, *pages;
@@ -205,6 +207,8 @@ struct op *core_op_find(struct fk_core *core, uint64_t id);
 uint32_t core_op_number(const struct fk_core *core, const struct op *op);
 void core_op_block_done(struct fk_core *core, struct op *op, uint32_t block);
 void core_op_block_fail(struct fk_core *core, struct op *op, uint32_t block, int status);
+/* Reports an early get if only what is on its way is missing. */
+void core_op_early(struct fk_core *core, struct op *op);
 /* Starts what can be started; reports and frees the op when nothing is left to do. */
 void core_op_pump(struct fk_core *core, struct op *op);
 void core_op_end_early(struct fk_core *core, struct op *op, int status, uint64_t now_us);

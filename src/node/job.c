@@ -44,12 +44,14 @@ struct job *core_job_new(struct fk_core *core, struct op *op, uint32_t n)
     }
     j->op = core_op_number(core, op);
     j->workers_left = in->workers;
+    j->on_its_way = 0;
     j->status = 0;
     j->pub.id = ++core->job_seq;
     j->pub.instance = op->instance;
     j->pub.tag = op->tag;
     j->pub.to_engine = op->kind == FLEXKV_OP_GET;
     j->pub.layerwise = op->layerwise;
+    j->pub.early = op->early;
     j->pub.counter = op->counter;
     j->pub.n = 0;
     j->pub.from_ssd = false;
@@ -239,6 +241,14 @@ static void job_unlink(struct op *op, struct job *j)
     while (*at != j)
         at = &(*at)->next_of_op;
     *at = j->next_of_op;
+}
+
+void fk_core_job_on_its_way(struct fk_core *core, struct fk_job *job)
+{
+    struct job *j = job_of(job);
+
+    if (++j->on_its_way == core->instances.data[job->instance].workers || FK_BUG(18))
+        core_op_early(core, &core->ops.data[j->op]);
 }
 
 void fk_core_job_done(struct fk_core *core, struct fk_job *job, uint32_t ok, int status,

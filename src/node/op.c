@@ -113,7 +113,7 @@ static void count_end(struct fk_core *core, const struct op *op, uint32_t ok, in
 
 static void report(struct fk_core *core, struct op *op, uint32_t flags)
 {
-    uint32_t ok = leading_done(op);
+    uint32_t ok = flags & FLEXKV_COMPLETION_EARLY ? op->n : leading_done(op);
     int status = 0;
 
     op->reported = true;
@@ -130,6 +130,22 @@ static void report(struct fk_core *core, struct op *op, uint32_t flags)
         .blocks_ok = ok, .flags = flags,
     };
     (void)fifo_push(&core->completions, c);
+}
+
+/* What is on its way will be there whatever happens to the operation; pins last until it is. */
+void core_op_early(struct fk_core *core, struct op *op)
+{
+    const struct core_instance *in = &core->instances.data[op->instance];
+
+    if (!op->early || op->reported || op->status || op->n_wait || op->n_ready || op->next < op->n ||
+        op->limit < op->n)
+        return;
+    for (const struct job *j = op->jobs; j; j = j->next_of_op)
+        if ((j->on_its_way < in->workers && !FK_BUG(18) && !FK_BUG(19)) || j->ok < j->pub.n)
+            return;
+    report(core, op, FLEXKV_COMPLETION_EARLY);
+    for (uint32_t i = 0; FK_BUG(20) && i < op->n; i++)
+        block_let_go(core, &op->blocks[i]);
 }
 
 static void finish(struct fk_core *core, struct op *op)

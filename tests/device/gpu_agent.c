@@ -204,6 +204,40 @@ static void test_bytes(struct one *o, bool layered)
     printf("bytes%s: ok\n", layered ? " in layers" : "");
 }
 
+/* An engine that uses the pages in its stream as soon as the get is reported, over and over, of several sizes. */
+static void test_early(struct one *o)
+{
+    enum { ROUNDS = 12 };
+    uint32_t pages[PAGES], early = 0;
+    char *page = malloc(PIECE);
+    cu_stream stream;
+
+    for (uint32_t i = 0; i < PAGES; i++)
+        pages[i] = i;
+    rig_fill(&o->r, 80);
+    MUST(wait_for(&o->g, put(&o->g, 80, PAGES, pages)).status == 0);
+    MUST(cu->StreamCreateWithPriority(&stream, CU_STREAM_NON_BLOCKING_FLAG, 0) == CU_OK);
+    for (uint32_t round = 0; round < ROUNDS; round++) {
+        uint32_t n = round % 4 ? PAGES : 1 + round % PAGES;
+        for (uint32_t k = 0; k < REGIONS; k++)      /* what the last round has loaded goes */
+            MUST(cu->MemcpyHtoD(o->r.device + ((uint64_t)k * PAGES + n - 1) * PIECE, o->r.image + 7, PIECE) == CU_OK);
+        uint64_t op = get(&o->g, 80, n, pages, FLEXKV_OP_EARLY);
+        flexkv_completion c = wait_for(&o->g, op);
+        MUST(c.status == 0 && c.blocks_ok == n);
+        early += c.flags == FLEXKV_COMPLETION_EARLY;
+        check(flexkv_agent_wait_loaded(o->agent, &op, 1, stream));
+        cu_ptr at = o->r.device + ((uint64_t)(REGIONS - 1) * PAGES + n - 1) * PIECE;
+        MUST(cu->MemcpyDtoHAsync(page, at, PIECE, stream) == CU_OK);
+        MUST(cu->StreamSynchronize(stream) == CU_OK);
+        MUST(memcmp(page, o->r.image + ((uint64_t)(REGIONS - 1) * PAGES + n - 1) * PIECE, PIECE) == 0);
+        rig_expect_device(&o->r);
+    }
+    MUST(early == ROUNDS);
+    cu->StreamDestroy(stream);
+    free(page);
+    printf("reported early: ok\n");
+}
+
 /* ---- layers by eventfds, as SGLang waits for them ---- */
 
 #define COUNTERS 2
@@ -513,6 +547,7 @@ int main(int argc, char **argv)
     open_one(&o, "4");
     test_bytes(&o, false);
     test_bytes(&o, true);
+    test_early(&o);
     test_revoke(&o);
     show_latency(&o, 10);
     show_latency(&o, 500);

@@ -115,6 +115,50 @@ static void *read_layers(void *arg)
     return NULL;
 }
 
+/* An engine that is told early: in its stream it reads the last block when that is said to be in place. Nobody can
+ * stop the copy any more. */
+struct early {
+    struct rig *r;
+    uint32_t slot, page;
+    _Atomic bool *cancelled;
+    cu_stream stream;
+    char *read;
+};
+
+static void note_early(void *arg, void *event)
+{
+    struct early *e = arg;
+    char *to = e->read;
+
+    MUST(!e->stream && event);
+    MUST(cu->StreamCreateWithPriority(&e->stream, CU_STREAM_NON_BLOCKING_FLAG, 0) == CU_OK);
+    MUST(cu->StreamWaitEvent(e->stream, event, 0) == CU_OK);
+    for (uint32_t i = 0; i < e->r->s.n_regions; i++) {
+        const flexkv_region *g = &e->r->regions[i];
+        MUST(cu->MemcpyDtoHAsync(to, (cu_ptr)(uintptr_t)g->base + e->page * g->stride, g->page_bytes, e->stream) == CU_OK);
+        to += g->page_bytes;
+    }
+    atomic_store(e->cancelled, true);
+}
+
+static void load_early(struct rig *r, struct fk_copier *c, uint32_t *slots, uint32_t *pages, uint32_t n)
+{
+    _Atomic bool cancelled = false;
+    struct early e = { .r = r, .slot = slots[n - 1], .page = pages[n - 1], .cancelled = &cancelled };
+    struct fk_copy_progress p = { .on_its_way = note_early, .arg = &e };
+    struct fk_copy_blocks b = { .slots = slots, .pages = pages, .n = n, .to_engine = true };
+    int status;
+
+    MUST(cu->MemHostAlloc((void **)&e.read, r->slice, 0) == CU_OK);
+    if (crowded)
+        ((struct fk_cuda_copier *)c)->lane[1].crowded_at = fk_clock_us();
+    MUST(fk_copier_copy(c, &b, &p, &cancelled, &status) == n && status == 0);
+    MUST(e.stream && cu->StreamSynchronize(e.stream) == CU_OK);
+    MUST(memcmp(e.read, r->pool + e.slot * r->slot + r->s.before, r->slice) == 0);
+    cu->StreamDestroy(e.stream);
+    cu->MemFreeHost(e.read);
+}
+
 static void expect_borders(const struct rig *r)
 {
     for (uint32_t s = 0; s < r->s.slots; s++) {
@@ -127,8 +171,11 @@ static void expect_borders(const struct rig *r)
 }
 
 /* Stores pages, checks slots; fills the device anew; loads into other pages, checks all of it. */
-static void round_trip(struct rig *r, struct fk_copier *c, uint64_t *seed, bool layered)
+enum telling { TELL_NOTHING, TELL_LAYERS, TELL_EARLY };
+
+static void round_trip(struct rig *r, struct fk_copier *c, uint64_t *seed, enum telling telling)
 {
+    bool layered = telling == TELL_LAYERS;
     uint32_t n = fk_min(r->s.pages, r->s.slots);
     uint32_t *slots = malloc(4ull * r->s.slots), *pages = malloc(4ull * r->s.pages);
     uint32_t ends[512], n_layers = 0;
@@ -154,7 +201,10 @@ static void round_trip(struct rig *r, struct fk_copier *c, uint64_t *seed, bool 
     fk_rng_permutation(pages, r->s.pages, seed);
     rig_fill(r, fk_rng_next(seed));
     MUST(!layered || pthread_create(&l.reader, NULL, read_layers, &l) == 0);
-    copy_all(c, slots, pages, n, true, layered ? &p : NULL);
+    if (telling == TELL_EARLY)
+        load_early(r, c, slots, pages, n);
+    else
+        copy_all(c, slots, pages, n, true, layered ? &p : NULL);
     atomic_store(&l.over, true);
     MUST(!layered || (pthread_join(l.reader, NULL) == 0 && l.seen == r->s.n_regions));
     for (uint32_t i = 0; i < n; i++)
@@ -198,8 +248,8 @@ static void test_shapes(void)
             c->pool.how = way < 4 ? (struct fk_copy_options){ 0 }
                           : (struct fk_copy_options){ .ctas = { 3, 1 }, .poll_layers = true,
                                                       .copy_engine = { way == 5, way == 5 } };
-            round_trip(&r, c, &seed, false);
-            round_trip(&r, c, &seed, true);
+            for (int telling = TELL_NOTHING; telling <= TELL_EARLY; telling++)
+                round_trip(&r, c, &seed, (enum telling)telling);
         }
         crowded = false;
         fk_copier_detach(c);
@@ -281,7 +331,7 @@ static void test_sums(void)
             crowded = way == 3;
             c->pool.how = (struct fk_copy_options){ .copy_engine = { way == 4, way == 4 } };
             sums_round(&r, c, &seed);
-            round_trip(&r, c, &seed, true);
+            round_trip(&r, c, &seed, TELL_LAYERS);
         }
         crowded = false;
         free((void *)c->pool.sums.sums);

@@ -482,9 +482,11 @@ def test_stats_add_up() -> None:
 def test_step_of_an_output() -> None:
     def output(stats: Any) -> Any:
         return SimpleNamespace(kv_connector_stats=stats)
-    assert step_of(output(StepStats(step=4))) == 4
-    assert step_of(output(SimpleNamespace(data={"Other": 1, "FlexKV": StepStats(step=5)}))) == 5
-    assert step_of(output(None)) == step_of(None) == 0
+    assert step_of(output(StepStats(step=4, fenced=True))) == (4, True)
+    assert step_of(output(SimpleNamespace(data={"Other": 1, "FlexKV": StepStats(step=5)}))) == (5, False)
+    assert step_of(output(None)) == step_of(None) == (0, False)
+    both = StepStats(step=4, fenced=True).aggregate(StepStats(step=4))
+    assert step_of(output(both)) == (4, False)
 
 
 # ---- loads layer by layer ------------------------------------------------------------------------

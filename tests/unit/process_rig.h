@@ -33,7 +33,7 @@
 #define CHAIN_MAX 48u
 
 enum order { ORDER_QUIT, ORDER_AGENT, ORDER_CLOSE, ORDER_STATE, ORDER_REVOKE,
-             ORDER_LAYER };
+             ORDER_LAYER, ORDER_LOADED };
 
 struct order_msg {
     enum order order;
@@ -72,6 +72,7 @@ static inline int worker_obey(struct worker *w, flexkv_agent **agent, const stru
     case ORDER_STATE: return flexkv_agent_state(*agent);
     case ORDER_REVOKE: return flexkv_agent_revoke(*agent, &m->op, 1, 2000);
     case ORDER_LAYER: return flexkv_agent_wait_layer(*agent, &m->op, 1, m->layer, NULL, 1000);
+    case ORDER_LOADED: return flexkv_agent_wait_loaded(*agent, &m->op, 1, NULL);
     default: _exit(0);
     }
 }

@@ -270,6 +270,85 @@ static void layers_are_waited_for(void **state)
     close_rig(&r);
 }
 
+/* Starts a get of 20 blocks into pages 40 to 59 that is told of early, and waits until it is. */
+static uint64_t get_early(struct rig *r, uint64_t lease)
+{
+    uint32_t pages[20];
+    flexkv_op_args a = { .struct_bytes = sizeof(a), .pages = pages, .flags = FLEXKV_OP_EARLY };
+    uint64_t op;
+
+    for (uint32_t i = 0; i < 20; i++)
+        pages[i] = 40 + i;
+    assert_int_equal(flexkv_get(r->node, lease, 0, 20, &a, &op), 0);
+    flexkv_completion c = wait_op(r->node, op, 5000);
+    assert_int_equal(c.status, 0);
+    assert_int_equal(c.blocks_ok, 20);
+    assert_int_equal(c.flags, FLEXKV_COMPLETION_EARLY);
+    return op;
+}
+
+/* The workers' copies are made 300 ms after they were said to be on their way. */
+static void what_is_on_its_way_is_waited_for(void **state)
+{
+    struct rig r;
+    uint64_t lease;
+
+    setenv("FKTEST_EARLY_MS", "300", 1);
+    open_rig(&r, 2, 2);
+    unsetenv("FKTEST_EARLY_MS");
+    for (uint32_t w = 0; w < 2; w++)
+        fill_pages(&r.w[w], 4, w, 20, 0);
+    assert_int_equal(wait_op(r.node, put_chain(r.ns, 4, 20, 0), 5000).status, 0);
+    for (uint32_t w = 0; w < 2; w++)
+        wipe(&r.w[w]);
+    assert_int_equal(match_chain(r.ns, 4, 20, &lease), 20);
+    struct order_msg m = { .order = ORDER_LOADED, .op = get_early(&r, lease) };
+    assert_int_equal(flexkv_cancel(r.node, m.op), -ENOENT);
+    for (uint32_t w = 0; w < 2; w++) {
+        assert_int_equal(worker_order(&r.w[w], &m), 0);
+        assert_true(pages_are(&r.w[w], 4, w, 20, 40));
+    }
+
+    /* Revoked, it is over as well, and not cut short. */
+    for (uint32_t w = 0; w < 2; w++)
+        wipe(&r.w[w]);
+    assert_int_equal(match_chain(r.ns, 4, 20, &lease), 20);
+    m = (struct order_msg){ .order = ORDER_REVOKE, .op = get_early(&r, lease) };
+    for (uint32_t w = 0; w < 2; w++) {
+        assert_int_equal(worker_order(&r.w[w], &m), 0);
+        assert_true(pages_are(&r.w[w], 4, w, 20, 40));
+    }
+
+    /* A worker that dies now takes nothing with it but its own pages. */
+    assert_int_equal(match_chain(r.ns, 4, 20, &lease), 20);
+    m = (struct order_msg){ .order = ORDER_LOADED, .op = get_early(&r, lease) };
+    worker_kill(&r.w[1]);
+    assert_int_equal(worker_order(&r.w[0], &m), 0);
+    assert_true(pages_are(&r.w[0], 4, 0, 20, 40));
+    m.op = 12345;                           /* nothing to wait for */
+    assert_int_equal(worker_order(&r.w[0], &m), 0);
+    close_rig(&r);
+}
+
+/* Host memory says nothing of the kind: a get is over when it is over. */
+static void host_copies_are_not_early(void **state)
+{
+    uint32_t pages[8] = { 40, 41, 42, 43, 44, 45, 46, 47 };
+    flexkv_op_args a = { .struct_bytes = sizeof(a), .pages = pages, .flags = FLEXKV_OP_EARLY };
+    struct rig r;
+    uint64_t lease, op;
+
+    open_rig(&r, 1, 1);
+    fill_pages(&r.w[0], 5, 0, 8, 0);
+    assert_int_equal(wait_op(r.node, put_chain(r.ns, 5, 8, 0), 5000).status, 0);
+    assert_int_equal(match_chain(r.ns, 5, 8, &lease), 8);
+    assert_int_equal(flexkv_get(r.node, lease, 0, 8, &a, &op), 0);
+    flexkv_completion c = wait_op(r.node, op, 5000);
+    assert_int_equal(c.flags, 0);
+    assert_true(pages_are(&r.w[0], 5, 0, 8, 40));
+    close_rig(&r);
+}
+
 /* Files to try it with come with the welcome, one for each directory; pages in host memory, and no
  * cuFile: blocks go the normal way. */
 static void direct_storage_is_tried(void **state)
@@ -361,6 +440,8 @@ int main(void)
         cmocka_unit_test(a_stopped_worker_keeps_its_slots),
         cmocka_unit_test(revoked_is_not_copied),
         cmocka_unit_test(layers_are_waited_for),
+        cmocka_unit_test(what_is_on_its_way_is_waited_for),
+        cmocka_unit_test(host_copies_are_not_early),
         cmocka_unit_test(direct_storage_is_tried),
         cmocka_unit_test(missing_workers_are_named),
         cmocka_unit_test(one_address_one_node),

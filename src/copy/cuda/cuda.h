@@ -21,7 +21,7 @@
 
 #define FK_CUDA_TILE 4096u              /* UNROLL * 512 in kernels.cu */
 #define FK_CUDA_RING_CHUNKS 4u          /* of the largest size: what a lane's ring holds */
-#define FK_CUDA_FLIGHTS 16u             /* chunks under way in a lane */
+#define FK_CUDA_FLIGHTS 128u            /* chunks under way in a lane, at most */
 #define FK_CUDA_CHUNK_MAX (16ull << 20)
 #define FK_CUDA_FEW 64u                 /* FEW in kernels.cu: blocks whose numbers go with a launch */
 #define FK_CUDA_LAYER_EVENTS 256u

@@ -15,6 +15,11 @@
 #define SPIN_US 40u                     /* look without a pause for so long around the expected end */
 #define NAP_US 20u
 #define WAKE_MAX_US 200u
+#define FLIGHTS_STOPPABLE 16u           /* chunks under way while a job may still be stopped */
+/* The end of a job that is put at once, for an engine that goes on meanwhile: it takes about so long until its kernels
+ * begin, the longer the more blocks there are. */
+#define END_US 2000u
+#define END_SHARE 10u                   /* and a tenth of the job */
 #define FIRST_CHUNK (1 * FK_MIB)
 #define CROWDED_TIMES 1.6
 #define CROWDED_CHUNKS 3u
@@ -25,7 +30,8 @@
 #define RING_CTAS 256u
 #define PIECE_MIN (32 * FK_KIB)         /* smaller ones are far slower one by one */
 #define LAYER_PIECE (512 * FK_KIB)      /* layers are taken together until their piece has so much */
-#define LAST_LAYERS 4u                  /* fewer at the end cost the bus more than the engine gains */
+#define LAST_LAYERS 4u                  /* fewer at the end cost the bus more than the engine gains; half as many
+                                           more are not split off either */
 #define DIRECT_PIECE (128 * FK_KIB)     /* smaller pieces are not worth descriptors of their own */
 
 /* AHEAD: direct, in the stream of the DMA: the first chunk of what comes from the engine, while the
@@ -55,6 +61,7 @@ struct run {                            /* a job on its way */
     _Atomic bool *cancelled;
     struct flight flight[FK_CUDA_FLIGHTS];
     uint32_t n_put, n_taken;            /* chunks given to the device, seen done */
+    uint32_t n_left;                    /* so many will have left the ring before the DMA goes on */
     uint64_t head;                      /* of the ring, in bytes ever used */
     uint32_t done_blocks;
     enum summing sums;                  /* who takes the blocks' checksums */
@@ -63,11 +70,23 @@ struct run {                            /* a job on its way */
     uint32_t chunks[WAYS];
     bool has_lists;                     /* on the device */
     bool draining;                      /* nothing more to put: the caller waits */
+    const struct fk_copy_progress *early;       /* to be told when all is on its way; NULL: nobody */
+    bool sure;                          /* it was told early: the job is not stopped any more */
+    uint64_t later;                     /* bytes of the parts behind this one */
+    uint64_t end_bytes;                 /* of the end that is put at once; 0: not followed */
     bool by_driver;                     /* who tells of layers: the driver, else this thread */
     struct note *notes;
     uint32_t n_notes, n_told;
     int status;
 };
+
+static bool failed(struct run *r, cu_result res, const char *what)
+{
+    if (!fk_cuda_failed(r->c, res, what))
+        return false;
+    r->status = -EIO;
+    return true;
+}
 
 /* ---- waiting ---- */
 
@@ -167,16 +186,40 @@ static void take_oldest(struct run *r)
     tell_placed(r);
 }
 
-/* Room for the chunk among those under way, in the ring too. */
-static void make_way(struct run *r, uint64_t bytes)
+/* Of a job whose engine hears of what is on its way, and goes on: early, or in layers. */
+static uint64_t end_of(const struct run *r, uint64_t bytes)
+{
+    return fk_min((uint64_t)(END_US * r->l->bytes_per_us) + bytes / END_SHARE,
+                  (FK_CUDA_FLIGHTS - FLIGHTS_STOPPABLE) * r->c->tuning.chunk_bytes);
+}
+
+/* With `left` bytes of its part not put yet. */
+static bool is_end(const struct run *r, uint64_t left)
+{
+    return left + r->later <= r->end_bytes;
+}
+
+/* Is the chunk's part of the ring what one of so many bytes from `head` on would be put over? */
+static bool in_the_way(const struct run *r, uint32_t chunk, uint64_t bytes)
 {
     uint64_t ring = FK_CUDA_RING_CHUNKS * r->c->tuning.chunk_bytes;
 
+    return r->head + bytes - r->flight[chunk % FK_CUDA_FLIGHTS].at > ring;
+}
+
+/* Room for the chunk among those under way, in the ring too. end: the device waits for it, so that all is put at once. */
+static void make_way(struct run *r, uint64_t bytes, bool end)
+{
+    uint64_t ring = FK_CUDA_RING_CHUNKS * r->c->tuning.chunk_bytes;
+    uint32_t most = end ? FK_CUDA_FLIGHTS : FLIGHTS_STOPPABLE;
+
     if (r->head % ring + bytes > ring)
         r->head += ring - r->head % ring;
-    while (r->n_taken < r->n_put && (r->n_put - r->n_taken == FK_CUDA_FLIGHTS ||
-           r->head + bytes - r->flight[r->n_taken % FK_CUDA_FLIGHTS].at > ring))
+    while (r->n_taken < r->n_put && (r->n_put - r->n_taken >= most || (!end && in_the_way(r, r->n_taken, bytes))))
         take_oldest(r);
+    r->n_left = fk_max(r->n_left, r->n_taken);
+    for (; r->n_left < r->n_put && in_the_way(r, r->n_left, bytes); r->n_left++)
+        failed(r, r->c->cu->StreamWaitEvent(r->l->dma, r->flight[r->n_left % FK_CUDA_FLIGHTS].event, 0), "an event");
 }
 
 static void put_chunk(struct run *r, cu_event event, const struct chunk *k, bool staged)
@@ -193,18 +236,10 @@ static void put_chunk(struct run *r, cu_event event, const struct chunk *k, bool
 
 static bool go_on(struct run *r)
 {
-    return !r->status && !atomic_load_explicit(r->cancelled, memory_order_relaxed);
+    return !r->status && (r->sure || !atomic_load_explicit(r->cancelled, memory_order_relaxed));
 }
 
 /* ---- the device's work ---- */
-
-static bool failed(struct run *r, cu_result res, const char *what)
-{
-    if (!fk_cuda_failed(r->c, res, what))
-        return false;
-    r->status = -EIO;
-    return true;
-}
 
 static bool grow_lists(struct run *r, uint32_t n)
 {
@@ -434,7 +469,7 @@ static void copy_pieces(struct run *r, const struct chunk *k)
 /* ---- chunks ---- */
 
 /* Copies to the engine end with a kernel, copies from it begin with one: the chunk that nothing
- * overlaps with is small. */
+ * overlaps with is small. left: of all that comes next in the same streams. */
 static uint64_t chunk_limit(const struct run *r, uint64_t done, uint64_t left)
 {
     uint64_t most = r->c->tuning.chunk_bytes;
@@ -488,12 +523,13 @@ static void run_part(struct run *r, const struct part *p, bool direct)
 
     while (block < r->b->n && go_on(r)) {
         enum way way = way_of(r, p, direct, whole, !done);
-        uint64_t limit = way == WAY_STAGED || way == WAY_AHEAD ? chunk_limit(r, done, left)
+        /* The first layer is waited for as the last one is. */
+        uint64_t limit = way == WAY_STAGED || way == WAY_AHEAD ? chunk_limit(r, done, left + (p->region ? r->later : 0))
                        : r->c->tuning.chunk_bytes;
         struct chunk k = cut(r, p, block, tile, limit, way == WAY_PIECES);
         if (way == WAY_AHEAD && k.n_blocks > FK_CUDA_FEW)
             way = WAY_STAGED;           /* lists come in the other stream */
-        make_way(r, k.n_blocks * k.bytes);
+        make_way(r, k.n_blocks * k.bytes, is_end(r, left));
         if (!go_on(r))
             return;
         if (way == WAY_DIRECT)
@@ -536,6 +572,18 @@ static void told_by_driver(void *arg)
     const struct note *n = arg;
 
     n->progress->placed(n->progress->arg, n->regions);
+}
+
+/* All is put. From here on only the device can fail. */
+static void tell_early(struct run *r)
+{
+    const struct fk_copy_progress *p = r->early;
+    cu_event e = go_on(r) ? layer_event(r) : NULL;
+
+    if (!e)
+        return;
+    r->sure = true;
+    p->on_its_way(p->arg, e);
 }
 
 /* The driver calls on a stream of its own, so that no copy waits for the call. */
@@ -588,23 +636,33 @@ static struct part part_of(const struct fk_cuda_copier *c, uint32_t region, uint
     return p;
 }
 
-/* The first layers alone, so that the engine can begin; then more and more at a time, as larger
+/* The first layer alone, so that the engine can begin; then more and more at a time, as larger
  * pieces are copied faster; fewer again at the end, when it waits for them. */
+static uint32_t layers_together(uint32_t take, uint32_t left)
+{
+    if (left <= fk_min(take, LAST_LAYERS) * 3 / 2)
+        return left;
+    return fk_min(take, fk_max((left + 1) / 2, LAST_LAYERS));
+}
+
 static void run_layers(struct run *r, const struct fk_copy_progress *progress)
 {
     uint32_t layer = 0, take = 1, region = 0;
+    uint64_t done = 0;
 
     if (progress->placed)
         open_notes(r, progress);
     while (layer < progress->n_layers && go_on(r)) {
         uint32_t left = progress->n_layers - layer;
-        uint32_t last = layer + fk_min(fk_min(take, left), fk_max(left / 2, LAST_LAYERS));
+        uint32_t last = layer + (layer ? layers_together(take, left) : 1);
         if (progress->layer_ends[last - 1] == region) {     /* nothing of their own */
             layer = last;
             continue;
         }
         struct part p = part_of(r->c, region, progress->layer_ends[last - 1]);
         bool direct = !r->l->ring || p.bytes < DIRECT_PIECE;
+        done += r->b->n * p.bytes;
+        r->later = r->b->n * r->c->slice_bytes - done;
         run_part(r, &p, direct);
         /* The bus belongs to the layers that come first. */
         if (direct && !r->status && !failed(r, r->c->cu->EventRecord(r->l->order, r->l->kernel), "an event"))
@@ -615,7 +673,7 @@ static void run_layers(struct run *r, const struct fk_copy_progress *progress)
         if (e && progress->placed)
             note_layers(r, progress, p.end_region, e);
         region = p.end_region;
-        if (layer > 0 && p.bytes < LAYER_PIECE)
+        if (p.bytes < LAYER_PIECE)
             take = fk_min(take * 2, (uint32_t)(LAYER_PIECE * (last - layer) / p.bytes) + 1);
         layer = last;
     }
@@ -638,7 +696,7 @@ static void copy_slowly(struct run *r, const struct fk_copy_progress *progress)
         }
         r->done_blocks += !r->status;
     }
-    if (progress && go_on(r)) {
+    if (fk_copy_in_layers(progress) && go_on(r)) {
         progress->layers(progress->arg, r->c->base.n_regions, NULL);
         if (progress->placed)
             progress->placed(progress->arg, r->c->base.n_regions);
@@ -720,13 +778,15 @@ static void run_fast(struct run *r, const struct fk_copy_progress *progress)
         zero_sums(r);
     if (r->status)
         return;
-    if (progress && (progress->n_layers > 1 || progress->placed)) {
+    if (fk_copy_in_layers(progress) && (progress->n_layers > 1 || progress->placed)) {
         run_layers(r, progress);
     } else {
         struct part all = part_of(r->c, 0, r->c->base.n_regions);
         run_part(r, &all, !r->l->ring || bytes <= r->c->tuning.direct_bytes);
     }
-    r->draining = true;
+    if (r->early)
+        tell_early(r);
+    r->draining = !r->sure;
     while (r->n_taken < r->n_put)       /* also of a job that was stopped or has failed */
         take_oldest(r);
     if (r->notes)
@@ -756,14 +816,19 @@ uint32_t fk_cuda_copy(struct fk_copier *base, const struct fk_copy_blocks *block
     uint64_t start = fk_clock_us();
     bool pinned = all_pinned(&r), bad = false;
     uint64_t pinned_at = fk_clock_us();
-    r.sums = who_sums(c, blocks->to_engine, progress != NULL, pinned);
+    bool layers = fk_copy_in_layers(progress);
+    r.sums = who_sums(c, blocks->to_engine, layers, pinned);
     struct fk_copy_blocks good = *blocks;
     if (r.sums == SUM_CPU && blocks->to_engine) {
         good.n = settle_slots(&r, blocks->n);
         bad = good.n < blocks->n;
-        good.n = bad && progress ? 0 : good.n;
+        good.n = bad && layers ? 0 : good.n;
         r.b = &good;
     }
+    if (progress && progress->on_its_way && !layers && !bad && r.sums != SUM_KERNEL)
+        r.early = progress;
+    if (r.early || layers)
+        r.end_bytes = end_of(&r, blocks->n * c->slice_bytes);
     if (good.n && pinned)
         run_fast(&r, progress);
     else if (good.n)

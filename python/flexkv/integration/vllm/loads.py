@@ -14,7 +14,7 @@ import logging
 import time
 from typing import Any
 
-from flexkv._flexkv import PAGES_BUSY, Error
+from flexkv._flexkv import EARLY, PAGES_BUSY, Error
 
 from . import versions
 from .context import Context
@@ -33,6 +33,7 @@ GRACE = 10.0            # seconds after its deadline in which an operation must 
 # about to end waits for it, so that the engine does not sleep once more.
 NEARLY = 0.0015         # seconds around its expected end
 TIMED_BLOCKS = 64       # smaller loads say little about how long one takes
+AHEAD = 0.002           # seconds by which a load that is reported early is, besides a share of it (END_US)
 
 
 class Loads:
@@ -44,6 +45,10 @@ class Loads:
         self.sync, self._layerwise = load_modes(context.settings, vllm_config, context.spaces,
                                                 full=full)
         self._how = {"layerwise": True} if self._layerwise else {}
+        # Not where a step may zero pages that an aborted request, whose load was on its way, has given back.
+        self._early_fits = len(context.spaces) == 1 and not windows and not self._layerwise
+        self._fenced: bool | None = None        # all steps that computed were; None: there was none
+        self._arriving: list[int] = []          # operations that were reported, and are on their way
         # Else the engine sees to it that steps under way don't write blocks that it gives us.
         self._guarded = versions.overlapping(vllm_config) and not versions.defers_frees()
         self._blind = False                     # nobody says which steps have come back
@@ -59,6 +64,7 @@ class Loads:
         self._failed: list[FailedLoad] = []
         self._written: set[int] = set()         # pages of synchronous loads
         self._pace = 0.0                        # seconds a block of a load took lately; 0: not known
+        self._ahead = 0.0
 
     # ---- before there are blocks ---------------------------------------------------------------
 
@@ -188,6 +194,7 @@ class Loads:
 
     def _launch(self, load: Load) -> None:
         parts, load.waiting = load.waiting, []
+        how = {"early": True} if self._early_fits and self._fenced else self._how
         load.launched = time.monotonic()
         load.blocks = sum(len(part.pages) for part in parts)
         for part in parts:
@@ -196,7 +203,7 @@ class Loads:
                 self._drop_lease(part.lease)
                 continue
             try:
-                op = self._c.node.get(part.lease, part.first, part.pages, **self._how)
+                op = self._c.node.get(part.lease, part.first, part.pages, **how)
             except Error as e:
                 self._c.trouble("load", e)
                 load.failed = True
@@ -227,6 +234,9 @@ class Loads:
             good = 0
         if completion.flags & PAGES_BUSY:
             load.busy = True
+        if completion.flags & EARLY:
+            load.early = True
+            self._arriving.append(completion.op)
         self._c.count["loaded_blocks"] += good
         if load.sync:
             self._written.update(part.pages[:good])
@@ -245,13 +255,14 @@ class Loads:
         if not self._active or self._computing > self._back or not self._pace:
             return False
         load = next(iter(self._active))
-        left = load.launched + load.blocks * self._pace - time.monotonic()
+        left = load.launched + load.blocks * self._pace - self._ahead - time.monotonic()
         return not load.sync and not load.waiting and abs(left) < NEARLY
 
     def _time(self, load: Load) -> None:
         """Loads from SSD take as long as the disk likes."""
         if load.blocks >= TIMED_BLOCKS and not load.request.sources[1]:
-            pace = (time.monotonic() - load.launched) / load.blocks
+            self._ahead = AHEAD if load.early else 0.0
+            pace = (time.monotonic() - load.launched + self._ahead) / load.blocks
             self._pace = pace if not self._pace else min(pace, 0.75 * self._pace + 0.25 * pace)
 
     def unblock(self, op: int) -> None:
@@ -263,6 +274,11 @@ class Loads:
     def computes(self, step: int) -> None:
         """A step goes to the workers, and writes KV."""
         self._computing = step
+
+    def computed(self, fenced: bool) -> None:
+        """A step that computed has come back. Loads may be reported while they are on their way if
+        workers can have their streams wait before any step computes."""
+        self._fenced = fenced and self._fenced is not False
 
     def came_back(self, step: int) -> None:
         self._back = step
@@ -314,6 +330,11 @@ class Loads:
         return [LayerLoad(load.request.id, load.ops,
                           [p for part in load.parts.values() for p in part.pages])
                 for load in loads]
+
+    def take_arriving(self) -> list[int]:
+        """For the very next step, whatever it computes: its workers' streams wait for them."""
+        arriving, self._arriving = self._arriving, []
+        return arriving
 
     def take_written(self) -> set[int]:
         written, self._written = self._written, set()

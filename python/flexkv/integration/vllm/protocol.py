@@ -39,6 +39,7 @@ class StepMetadata(KVConnectorMetadata):
     fence: list[int] = field(default_factory=list)      # puts that must not read any more
     failed: list[FailedLoad] = field(default_factory=list)
     loads: list[LayerLoad] = field(default_factory=list)
+    arriving: list[int] = field(default_factory=list)   # loads reported while they are on their way
 
 
 # Statistics that are states, not counts: of several reports the last one counts.
@@ -49,14 +50,16 @@ GAUGES = frozenset({"cpu_blocks", "cpu_used_blocks", "ssd_blocks", "ssd_used_blo
 class StepStats(KVConnectorStats):
     """Counters since the last report. A worker's report is empty, and is there to carry the
     step it belongs to: an object that is not None also keeps an engine that runs in one process
-    from skipping the scheduler's side in steps without tokens."""
+    from skipping the scheduler's side in steps without tokens. fenced: in the worker this connector
+    was called before the step, which not all engines do."""
     step: int = 0
+    fenced: bool = False
 
     def reset(self) -> None:
         self.data = {}
 
     def clone_and_reset(self) -> StepStats:
-        clone = StepStats(data=self.data, step=self.step)
+        clone = StepStats(data=self.data, step=self.step, fenced=self.fenced)
         self.reset()
         return clone
 
@@ -74,6 +77,7 @@ class StepStats(KVConnectorStats):
             self.step = min(self.step, other_step)
         else:
             self.step = self.step or other_step
+        self.fenced = self.fenced and getattr(other, "fenced", False)
         return self
 
     def reduce(self) -> dict[str, int | float]:
@@ -98,15 +102,12 @@ class StepStats(KVConnectorStats):
         return line
 
 
-def step_of(connector_output: Any) -> int:
-    """The step whose output this is, 0 if nobody says. Connectors in a MultiConnector find their
-    statistics under their class's name."""
+def step_of(connector_output: Any) -> tuple[int, bool]:
+    """The step whose output this is, 0 if nobody says, and whether all workers have fenced it.
+    Connectors in a MultiConnector find their statistics under their class's name."""
     stats = getattr(connector_output, "kv_connector_stats", None)
-    if isinstance(stats, StepStats):
-        return stats.step
     parts = getattr(stats, "data", None)
-    if isinstance(parts, dict):
-        for part in parts.values():
-            if isinstance(part, StepStats):
-                return part.step
-    return 0
+    for part in [stats, *(parts.values() if isinstance(parts, dict) else ())]:
+        if isinstance(part, StepStats):
+            return part.step, part.fenced
+    return 0, False

@@ -159,6 +159,7 @@ class Load:
     failed: bool = False
     spoiled: bool = False                                   # its bytes are old, whatever comes
     busy: bool = False                                      # somebody may still write its pages
+    early: bool = False                                     # reported while it was on its way
     ended: bool = False
     reported: bool = False                                  # handed to the workers as failed
     told: bool = False              # a step computes on it as it comes: workers see how it ends

@@ -198,7 +198,8 @@ class SchedulerSide:
         if step.scheduled:
             step.start = time.monotonic()
             self._steps.append(step)
-        return StepMetadata(self._step, fence, self._loads.take_failed(), layerwise)
+        return StepMetadata(self._step, fence, self._loads.take_failed(), layerwise,
+                            self._loads.take_arriving())
 
     def _preempted(self, output: Any) -> list[int]:
         fence: list[int] = []
@@ -237,9 +238,9 @@ class SchedulerSide:
         else:
             self._loads.take_written()
 
-    def update(self, connector_output: Any, number: int) -> None:
-        """A step's output has come back; number: which, 0 if nobody says. Requests whose loads
-        or stores have ended are added to what the workers report."""
+    def update(self, connector_output: Any, number: int, fenced: bool) -> None:
+        """A step's output has come back; number: which, 0 if nobody says; fenced: see StepStats.
+        Requests whose loads or stores have ended are added to what the workers report."""
         now = time.monotonic()
         self._reported(connector_output)
         self._poll(0)
@@ -248,6 +249,7 @@ class SchedulerSide:
                 step = self._steps.popleft()
                 self._stores.settle(step)
                 self._rate.step(step.prefill_tokens, step.start, now)
+                self._loads.computed(fenced)
             self._loads.came_back(number)
         elif connector_output is not None:
             self._without_number()

@@ -120,7 +120,7 @@ class FlexKVConnectorV1Impl:
 
     def update_connector_output(self, connector_output: Any) -> None:
         if self._scheduler is not None:
-            self._scheduler.update(connector_output, step_of(connector_output))
+            self._scheduler.update(connector_output, *step_of(connector_output))
 
     def request_finished(self, request: Any,
                          block_ids: list[int]) -> tuple[bool, dict[str, Any] | None]:

@@ -6,7 +6,7 @@ The agent is a thread of the library's. It copies when the node says so; nothing
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from flexkv._flexkv import Agent
@@ -32,6 +32,8 @@ class WorkerSide:
         self._identity = identity.engine_identity(vllm_config)
         self._agents: list[Agent] = []
         self._layers: LayerLoads | None = None
+        self._stream: Callable[[], int] = lambda: 0
+        self._fenced = 0                        # the step that was last
         self._failed: list[FailedLoad] = []     # not yet reported
         self._bad_blocks: set[int] = set()
 
@@ -45,10 +47,11 @@ class WorkerSide:
                                    "have some")
             regions, counts = group_regions(layers, num_blocks)
             self._agents.append(self._agent(group, regions, counts))
+            names = layer_order(layers)
+            self._stream = stream_of(layers[names[0]])
             # With several groups there are no such loads.
             if self._settings.layerwise and len(self._groups) == 1:
-                names = layer_order(layers)
-                self._layers = LayerLoads(self._agents[0], names, stream_of(layers[names[0]]),
+                self._layers = LayerLoads(self._agents[0], names, self._stream,
                                           self._settings.op_timeout)
 
     def _agent(self, group: Group, regions: list[Region], counts: list[int]) -> Agent:
@@ -73,14 +76,27 @@ class WorkerSide:
     # ---- steps ---------------------------------------------------------------------------------
 
     def fence(self, metadata: StepMetadata | None) -> None:
-        """Before the step writes anything: what was preempted must not be read any more."""
-        if metadata is not None and metadata.fence:
+        """Before the step writes anything: what was preempted must not be read any more, and what
+        is still being loaded is there first."""
+        if metadata is None:
+            return
+        self._fenced = metadata.step
+        self._await(metadata)
+        if metadata.fence:
             self._stop(metadata.fence)
 
     def begin_step(self, metadata: StepMetadata | None, forward_context: Any) -> None:
-        """Before the step computes."""
+        """Before the step computes, or after it if it has no loads of its own."""
         if self._layers is not None and metadata is not None and metadata.loads:
             self._layers.begin(metadata.loads, versions.calls_layer_hooks(forward_context))
+
+    def _await(self, metadata: StepMetadata | None) -> None:
+        """What is computed from now on comes after the loads that are on their way. The host does
+        not wait. What fails here has failed for the engine too: its device."""
+        if metadata is not None and metadata.arriving:
+            ops, metadata.arriving = metadata.arriving, []
+            for agent in self._agents:
+                agent.wait_loaded(ops, self._stream())
 
     def wait_layer(self, name: str) -> None:
         if self._layers is not None and self._layers.active:
@@ -89,6 +105,7 @@ class WorkerSide:
     def finish_step(self, metadata: StepMetadata | None) -> tuple[set[str], set[str]]:
         """Requests whose loads have failed, and among these those that failed as a whole. Blocks
         without their bytes are to be had from take_bad_blocks in the same step."""
+        self._await(metadata)           # of a step that was not fenced, and computed nothing
         waiting, self._failed = self._failed, []
         if metadata is not None:
             waiting += metadata.failed
@@ -129,7 +146,8 @@ class WorkerSide:
         return bad
 
     def stats(self, metadata: StepMetadata | None) -> StepStats:
-        return StepStats(step=metadata.step if metadata is not None else 0)
+        step = metadata.step if metadata is not None else 0
+        return StepStats(step=step, fenced=step == self._fenced)
 
     def shutdown(self) -> None:
         agents, self._agents, self._layers = self._agents, [], None
