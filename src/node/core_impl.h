@@ -26,6 +26,8 @@
 #define CORE_SWEEP_ENTRIES 4096u
 #define CORE_SWEEP_PAUSE_US 1000u
 #define CORE_CLEAN_BATCH 64u
+/* Leases and probes leave room for the pins of operations, fills and writes: the count never wraps. */
+#define CORE_PINS_MAX (UINT16_MAX - 64)
 
 enum blk_state { BLK_IDLE, BLK_WAIT, BLK_READY, BLK_JOB, BLK_DONE, BLK_FAIL };
 

@@ -69,9 +69,6 @@ static void count_place(struct flexkv_match_result *out, enum core_place at, uin
     out->blocks += by;
 }
 
-/* Leases leave room for the pins of operations, fills and writes: the count never wraps. */
-#define LEASE_PINS_MAX (UINT16_MAX - 64)
-
 /* Pins the leading blocks whose bytes can be had. */
 static void pin_visible(struct fk_core *core, struct lease *l, uint32_t space, uint32_t n,
                         struct flexkv_match_result *out)
@@ -80,7 +77,7 @@ static void pin_visible(struct fk_core *core, struct lease *l, uint32_t space, u
 
     for (uint32_t i = 0; i < n && l->entries[i] != FK_NONE; i++) {
         struct fk_entry *e = &ix->entries[l->entries[i]];
-        if (ix->groups[e->group].space != space || e->pins >= LEASE_PINS_MAX)
+        if (ix->groups[e->group].space != space || e->pins >= CORE_PINS_MAX)
             break;
         if (!fk_entry_visible(ix, e))
             break;
@@ -195,7 +192,7 @@ uint32_t core_lease_claim(struct fk_core *core, struct fk_key key, uint32_t pare
     const struct fk_entry *e = &ix->entries[entry];
     enum fk_residency cpu = fk_entry_in(e, FK_TIER_CPU);
     /* LOST, or being written by a put: its place in cpu is not to be had now. */
-    if (e->parent != parent || ix->groups[e->group].space != space || e->pins >= LEASE_PINS_MAX ||
+    if (e->parent != parent || ix->groups[e->group].space != space || e->pins >= CORE_PINS_MAX ||
         (!fk_entry_visible(ix, e) && cpu != FK_ABSENT &&
          !(cpu == FK_FILLING && e->pos[FK_TIER_CPU] != FK_NONE)))
         return FK_NONE;

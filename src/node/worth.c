@@ -23,7 +23,6 @@
 #define PROBE_LATEST_US 500000u         /* a tier that is never idle is measured as it is */
 #define PROBE_TIMEOUT_US 100000u
 #define PROBE_WALK_MAX 4096u            /* up a chain */
-#define PROBE_PINS_MAX (UINT16_MAX - 64)
 
 enum core_place core_place_of(struct fk_core *core, uint32_t entry)
 {
@@ -147,7 +146,7 @@ static bool only_on_ssd(struct fk_core *core, uint32_t entry)
 {
     const struct fk_entry *e = &core->ix.entries[entry];
 
-    return fk_entry_on_ssd(&core->ix, e) && fk_entry_in(e, FK_TIER_CPU) == FK_ABSENT && e->pins < PROBE_PINS_MAX;
+    return fk_entry_on_ssd(&core->ix, e) && fk_entry_in(e, FK_TIER_CPU) == FK_ABSENT && e->pins < CORE_PINS_MAX;
 }
 
 /*
@@ -164,7 +163,7 @@ static void take_from_ssd(struct fk_core *core, const struct core_probe *p, uint
         top = entries[top].parent;
     }
     if (!n || (top != FK_NONE && (n == PROBE_WALK_MAX || fk_entry_in(&entries[top], FK_TIER_CPU) != FK_READY ||
-                                  entries[top].pins >= PROBE_PINS_MAX)))
+                                  entries[top].pins >= CORE_PINS_MAX)))
         return;
     if (top != FK_NONE)
         pin_and_hold(core, op, top, BLK_DONE);
@@ -176,7 +175,7 @@ static void take_elsewhere(struct fk_core *core, uint32_t space, const struct co
 {
     uint32_t parent = fk_key_is_zero(p->parent) ? FK_NONE : fk_index_find(&core->ix, p->parent);
 
-    if (parent == FK_NONE ? !fk_key_is_zero(p->parent) : core->ix.entries[parent].pins >= PROBE_PINS_MAX)
+    if (parent == FK_NONE ? !fk_key_is_zero(p->parent) : core->ix.entries[parent].pins >= CORE_PINS_MAX)
         return;
     if (parent != FK_NONE)
         pin_and_hold(core, op, parent, BLK_DONE);
