@@ -193,7 +193,8 @@ void core_lease_drop(struct fk_core *core, struct lease *l);
 /* worth.c */
 enum core_place core_place_of(struct fk_core *core, uint32_t entry);
 /* How many of the leased blocks to load: the number that surely saves the most time, where each block costs its copy, and its
- * read if it is not in cpu, and saves its computing. What is under way comes first. Those before `first` have been judged. */
+ * read if it is not in cpu, and saves its computing. What the SSD has under way comes first. Those before `first` have been
+ * judged. */
 uint32_t core_worth(struct fk_core *core, const struct lease *l, uint32_t first);
 /* The lease's blocks from `first` on are left out: their tier is looked at in the background. */
 void core_probe_declined(struct fk_core *core, const struct lease *l, uint32_t first, uint64_t now_us);

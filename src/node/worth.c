@@ -59,7 +59,7 @@ uint32_t core_worth(struct fk_core *core, const struct lease *l, uint32_t first)
             break;
         gain += at == CORE_ON_SSD ? COMPUTE_SURE * c->compute_us - fk_rate_slow(&c->copy) : c->compute_us - c->copy.us;
         gain -= wait[at];
-        if (!is_coming(core, l->entries[i]))        /* else it is part of what is waited for */
+        if (!is_coming(core, l->entries[i]))        /* else it is in the SSD's wait; what others send is not counted at all */
             gain -= read[at];
         wait[at] = 0;
         if (gain > best) {
