@@ -256,16 +256,15 @@ static const char *place_of(const struct fk_settings *set)
     return set->remote_backend == FK_REMOTE_NIXL ? set->remote_bucket : set->remote_cache_dir;
 }
 
-static const char *setting_of(const struct fk_settings *set)
+static const struct fk_store_backend *backend_of(const struct fk_settings *set)
 {
-    return set->remote_backend == FK_REMOTE_NIXL ? "remote_bucket" : "remote_cache_dir";
+    return set->remote_backend == FK_REMOTE_NIXL ? &fk_store_objects : &fk_store_dir;
 }
 
 static int open_store(struct fk_node_store *r, const struct fk_settings *set)
 {
-    bool objects = set->remote_backend == FK_REMOTE_NIXL;
     struct fk_store_params p = {
-        .backend = objects ? &fk_store_objects : &fk_store_dir, .path = place_of(set), .capacity_bytes = set->remote_cache_bytes,
+        .backend = backend_of(set), .path = place_of(set), .capacity_bytes = set->remote_cache_bytes,
         .threads = (uint32_t)set->remote_threads, .max_queued = FK_DEPOT_REQUESTS,
         .timeout_us = r->timeout_us, .scan_us = (uint64_t)set->remote_scan_ms * 1000,
         .retry_us = (uint64_t)set->remote_retry_ms * 1000, .wake = wake, .sure = sure, .arg = r,
@@ -348,7 +347,8 @@ int fk_node_remote_reset_wait(struct fk_node *node)
     int rc = node->remote ? fk_store_reset_wait(node->remote->store, node->remote->timeout_us) : 0;
 
     return rc ? fk_api_fail(rc, "everything is dropped here, but %s could not be reset yet (%s): it is not used until it can be; "
-                            "other nodes, and a restart before that, find old blocks", setting_of(node->set), strerror(-rc)) : 0;
+                            "other nodes, and a restart before that, find old blocks",
+                            backend_of(node->set)->setting, strerror(-rc)) : 0;
 }
 
 /* What is under way to or from the slots is waited for, as long as it may take. */
