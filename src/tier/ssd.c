@@ -462,6 +462,8 @@ uint32_t fk_ssd_take_done(struct fk_ssd *ssd, struct fk_ssd_done *out, uint32_t 
 
 /* --- the hint --- */
 
+_Static_assert(sizeof((struct ssd_hint){ 0 }.data) == FK_SSD_HINT_BYTES, "the hint's place is as large as its owner is told");
+
 bool ssd_hint_due(const struct fk_ssd *ssd)
 {
     return ssd->hint_left && !ssd->hint_busy && !ssd->dirs[0].out;
