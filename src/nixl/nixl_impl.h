@@ -1,6 +1,7 @@
 /*
- * nixl_impl.h - private to src/nixl: NIXL's C functions as loaded, and its numbers. Written once, by fk_nixl_load; which
- * thread may call what is up to the agents' owners.
+ * nixl_impl.h - private to src/nixl: NIXL's C functions as loaded, and its numbers, written once, by fk_nixl_load; what
+ * agents of both kinds, the transport's and those of objects, are made with. Which thread may call what is up to the
+ * agents' owners.
  */
 #ifndef FK_NIXL_IMPL_H
 #define FK_NIXL_IMPL_H
@@ -8,6 +9,8 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+
+#include "nixl/nixl_lib.h"
 
 enum { NIXL_OK = 0, NIXL_IN_PROGRESS = 1 };      /* its statuses; below zero: errors */
 enum { NIXL_DRAM = 0, NIXL_OBJECT = 3 };  /* kinds of memory */
@@ -57,5 +60,23 @@ struct fk_nixl_api {
 };
 
 extern struct fk_nixl_api fk_nixl;
+
+/* ---- nixl_lib.c: with NIXL's statuses, and without a line in the log ---- */
+
+/* Of what can't be opened fk_nixl_close takes away what there is. */
+int nixl_agent_open(struct fk_nixl_agent *a, const char *name, const struct fk_nixl_config *c, const char *plugin,
+                    const struct fk_nixl_param *param, uint32_t n_params);
+/* Memory of ours: from now on, or no longer. */
+int nixl_memory(struct fk_nixl_agent *a, const void *base, size_t bytes, bool add);
+
+struct nixl_there {                     /* the other end of a transfer */
+    int memory;
+    uint64_t at, device;
+    const char *who;                    /* its agent's name; of objects our own one's */
+};
+
+/* Between memory of ours and there; not begun yet. To its end: fk_nixl_forget. */
+int nixl_request(struct fk_nixl_agent *a, int op, const void *here, size_t bytes, const struct nixl_there *there,
+                 void **request);
 
 #endif

@@ -127,25 +127,18 @@ int fk_nixl_load(const char *path, char *error, size_t bytes)
 
 /* ---- agents ---- */
 
-/*
- * "^cma": with it a process writes into another's memory by itself, and one that stood still in the middle of it goes on when
- * we have let go of the buffer long ago. All other ways end with the agent. Whoever sets UCX_TLS or UCX_NET_DEVICES
- * overrides both.
- */
-static int create_backend(struct fk_nixl_agent *a, const char *plugin, const char *device)
+int nixl_agent_open(struct fk_nixl_agent *a, const char *name, const struct fk_nixl_config *c, const char *plugin,
+                    const struct fk_nixl_param *param, uint32_t n_params)
 {
     void *params = NULL;
-    char config[128];
-    int rc = fk_nixl.create_params(&params);
 
-    snprintf(config, sizeof(config), "TLS=^cma,NET_DEVICES=%s", device);
-    if (rc == NIXL_OK && strcmp(plugin, "UCX") == 0) {
-        rc = fk_nixl.params_add(params, "ucx_error_handling_mode", "peer");
-        if (rc == NIXL_OK)
-            rc = fk_nixl.params_add(params, "ucx_ep_close_force", "true");
-        if (rc == NIXL_OK)
-            rc = fk_nixl.params_add(params, "engine_config", config);
-    }
+    *a = (struct fk_nixl_agent){ 0 };
+    int rc = fk_nixl.create_configured_agent(name, c, &a->agent);
+    if (rc == NIXL_OK)
+        rc = fk_nixl.create_params(&params);
+    for (uint32_t i = 0; rc == NIXL_OK && i < n_params; i++)
+        if (param[i].value && *param[i].value)
+            rc = fk_nixl.params_add(params, param[i].name, param[i].value);
     if (rc == NIXL_OK)
         rc = fk_nixl.create_backend(a->agent, plugin, params, &a->backend);
     if (params)
@@ -153,15 +146,22 @@ static int create_backend(struct fk_nixl_agent *a, const char *plugin, const cha
     return rc;
 }
 
+/*
+ * "^cma": with it a process writes into another's memory by itself, and one that stood still in the middle of it goes on when
+ * we have let go of the buffer long ago. All other ways end with the agent. Whoever sets UCX_TLS or UCX_NET_DEVICES
+ * overrides both.
+ */
 int fk_nixl_open(struct fk_nixl_agent *a, const char *name, const char *plugin, const char *device, bool progress)
 {
     struct fk_nixl_config c = { .progress_thread = progress, .n_workers = 1, .progress_delay_us = PROGRESS_US,
                         .listen_delay_us = PROGRESS_US };
+    char config[128];
+    struct fk_nixl_param ucx[] = {
+        { "ucx_error_handling_mode", "peer" }, { "ucx_ep_close_force", "true" }, { "engine_config", config },
+    };
 
-    *a = (struct fk_nixl_agent){ 0 };
-    int rc = fk_nixl.create_configured_agent(name, &c, &a->agent);
-    if (rc == NIXL_OK)
-        rc = create_backend(a, plugin, device);
+    snprintf(config, sizeof(config), "TLS=^cma,NET_DEVICES=%s", device);
+    int rc = nixl_agent_open(a, name, &c, plugin, ucx, strcmp(plugin, "UCX") == 0 ? fk_array_size(ucx) : 0);
     if (rc == NIXL_OK)
         return 0;
     fk_warn("NIXL: no %s (plugin %s, device %s, status %d)", a->agent ? "backend" : "agent", plugin, device, rc);
@@ -169,7 +169,7 @@ int fk_nixl_open(struct fk_nixl_agent *a, const char *name, const char *plugin, 
     return -EIO;
 }
 
-int fk_nixl_register(struct fk_nixl_agent *a, void *base, size_t bytes)
+int nixl_memory(struct fk_nixl_agent *a, const void *base, size_t bytes, bool add)
 {
     void *list = NULL;
     int rc = fk_nixl.create_reg_dlist(NIXL_DRAM, &list);
@@ -177,9 +177,16 @@ int fk_nixl_register(struct fk_nixl_agent *a, void *base, size_t bytes)
     if (rc == NIXL_OK)
         rc = fk_nixl.reg_dlist_add_desc(list, (uintptr_t)base, bytes, 0, NULL, 0);
     if (rc == NIXL_OK)
-        rc = fk_nixl.register_mem(a->agent, list, NULL);
+        rc = add ? fk_nixl.register_mem(a->agent, list, NULL) : fk_nixl.deregister_mem(a->agent, list, NULL);
     if (list)
         fk_nixl.destroy_reg_dlist(list);
+    return rc;
+}
+
+int fk_nixl_register(struct fk_nixl_agent *a, void *base, size_t bytes)
+{
+    int rc = nixl_memory(a, base, bytes, true);
+
     if (rc != NIXL_OK)
         fk_warn("NIXL: %zu bytes can't be registered: status %d", bytes, rc);
     return rc == NIXL_OK ? 0 : -EIO;
@@ -209,29 +216,32 @@ int fk_nixl_peer(struct fk_nixl_agent *a, const void *data, size_t bytes)
 
 /* ---- moving bytes ---- */
 
-static int create_request(struct fk_nixl_agent *a, const void *data, size_t bytes, uint64_t to, void **request)
+int nixl_request(struct fk_nixl_agent *a, int op, const void *here, size_t bytes, const struct nixl_there *there,
+                 void **request)
 {
-    void *from = NULL, *there = NULL;
-    int rc = fk_nixl.create_xfer_dlist(NIXL_DRAM, &from);
+    void *ours = NULL, *theirs = NULL;
+    int rc = fk_nixl.create_xfer_dlist(NIXL_DRAM, &ours);
 
     if (rc == NIXL_OK)
-        rc = fk_nixl.create_xfer_dlist(NIXL_DRAM, &there);
+        rc = fk_nixl.create_xfer_dlist(there->memory, &theirs);
     if (rc == NIXL_OK)
-        rc = fk_nixl.xfer_dlist_add_desc(from, (uintptr_t)data, bytes, 0);
+        rc = fk_nixl.xfer_dlist_add_desc(ours, (uintptr_t)here, bytes, 0);
     if (rc == NIXL_OK)
-        rc = fk_nixl.xfer_dlist_add_desc(there, to, bytes, 0);
+        rc = fk_nixl.xfer_dlist_add_desc(theirs, there->at, bytes, there->device);
     if (rc == NIXL_OK)
-        rc = fk_nixl.create_xfer_req(a->agent, NIXL_WRITE, from, there, a->remote, request, NULL);
-    if (from)
-        fk_nixl.destroy_xfer_dlist(from);
-    if (there)
-        fk_nixl.destroy_xfer_dlist(there);
+        rc = fk_nixl.create_xfer_req(a->agent, op, ours, theirs, there->who, request, NULL);
+    if (ours)
+        fk_nixl.destroy_xfer_dlist(ours);
+    if (theirs)
+        fk_nixl.destroy_xfer_dlist(theirs);
     return rc;
 }
 
 int fk_nixl_write(struct fk_nixl_agent *a, const void *data, size_t bytes, uint64_t to, void **transfer)
 {
-    if (!a->remote || create_request(a, data, bytes, to, transfer) != NIXL_OK)
+    struct nixl_there there = { .memory = NIXL_DRAM, .at = to, .who = a->remote };
+
+    if (!a->remote || nixl_request(a, NIXL_WRITE, data, bytes, &there, transfer) != NIXL_OK)
         return -EINVAL;
     int rc = fk_nixl.post_xfer_req(a->agent, *transfer, NULL);
     if (rc == NIXL_OK || rc == NIXL_IN_PROGRESS)

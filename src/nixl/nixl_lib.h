@@ -21,6 +21,8 @@ struct fk_nixl_agent {
     char *remote;                       /* whom it writes to; malloc'd by NIXL */
 };
 
+struct fk_nixl_param { const char *name, *value; };     /* for a plugin; one with an empty value is left out */
+
 /* Loads the library once in a process: `path` names it or its folder, NULL: as the system finds it. 0, or -errno and a line
  * in error. */
 int fk_nixl_load(const char *path, char *error, size_t bytes);

@@ -32,13 +32,11 @@ struct transfer {
     struct transfer *next;
 };
 
-struct agent { void *agent, *backend; };
-
 struct fk_nixl_objects {
     char name[64];
     uint32_t max_late;
     pthread_mutex_t lock;               /* all below, and the agent but for asking: it has a lock of its own then */
-    struct agent agent;
+    struct fk_nixl_agent agent;
     struct buffer *free;
     uint32_t n_free;
     struct transfer *late;
@@ -86,33 +84,7 @@ static void watch_exit(void)
     atexit(at_exit);
 }
 
-/* ---- agents ---- */
-
-static int agent_open(struct agent *a, const char *name, const struct fk_nixl_objects_params *p)
-{
-    struct fk_nixl_config c = { .n_workers = 1, .thread_sync = NIXL_SYNC_STRICT };
-    void *params = NULL;
-    int rc = fk_nixl.create_configured_agent(name, &c, &a->agent);
-
-    if (rc == NIXL_OK)
-        rc = fk_nixl.create_params(&params);
-    for (uint32_t i = 0; rc == NIXL_OK && i < p->n_params; i++)
-        if (p->param[i].value && *p->param[i].value)
-            rc = fk_nixl.params_add(params, p->param[i].name, p->param[i].value);
-    if (rc == NIXL_OK)
-        rc = fk_nixl.create_backend(a->agent, p->plugin, params, &a->backend);
-    if (params)
-        fk_nixl.destroy_params(params);
-    return rc;
-}
-
-static void agent_close(struct agent *a)
-{
-    if (a->agent)
-        fk_nixl.destroy_agent(a->agent);
-    if (a->backend)
-        fk_nixl.destroy_backend(a->backend);
-}
+/* ---- opening ---- */
 
 static int ask_options(struct fk_nixl_objects *o)
 {
@@ -125,6 +97,7 @@ int fk_nixl_objects_open(const struct fk_nixl_objects_params *p, struct fk_nixl_
 {
     static pthread_once_t watched = PTHREAD_ONCE_INIT;
     static _Atomic uint32_t number;
+    struct fk_nixl_config c = { .n_workers = 1, .thread_sync = NIXL_SYNC_STRICT };
     int rc = fk_nixl_load(p->library, error, bytes);
 
     if (rc)
@@ -136,7 +109,7 @@ int fk_nixl_objects_open(const struct fk_nixl_objects_params *p, struct fk_nixl_
     pthread_mutex_init(&o->ask_lock, NULL);
     o->max_late = p->max_late;
     snprintf(o->name, sizeof(o->name), "flexkv-objects-%u", atomic_fetch_add(&number, 1));
-    rc = agent_open(&o->agent, o->name, p);
+    rc = nixl_agent_open(&o->agent, o->name, &c, p->plugin, p->param, p->n_params);
     if (rc == NIXL_OK)
         rc = ask_options(o);
     if (rc != NIXL_OK) {
@@ -152,23 +125,9 @@ int fk_nixl_objects_open(const struct fk_nixl_objects_params *p, struct fk_nixl_
 
 /* ---- buffers; with the lock ---- */
 
-static int buffer_list(struct fk_nixl_objects *o, const struct buffer *b, bool add)
-{
-    void *list = NULL;
-    int rc = fk_nixl.create_reg_dlist(NIXL_DRAM, &list);
-
-    if (rc == NIXL_OK)
-        rc = fk_nixl.reg_dlist_add_desc(list, (uintptr_t)b->at, b->bytes, 0, NULL, 0);
-    if (rc == NIXL_OK)
-        rc = add ? fk_nixl.register_mem(o->agent.agent, list, NULL) : fk_nixl.deregister_mem(o->agent.agent, list, NULL);
-    if (list)
-        fk_nixl.destroy_reg_dlist(list);
-    return rc;
-}
-
 static void buffer_free(struct fk_nixl_objects *o, struct buffer *b)
 {
-    (void)buffer_list(o, b, false);
+    (void)nixl_memory(&o->agent, b->at, b->bytes, false);
     free(b->at);
     free(b);
 }
@@ -181,7 +140,7 @@ static struct buffer *buffer_new(struct fk_nixl_objects *o, size_t bytes)
         return NULL;
     b->bytes = fk_round_up(bytes, ALIGN);
     b->at = aligned_alloc(ALIGN, b->bytes);
-    if (!b->at || buffer_list(o, b, true) != NIXL_OK) {
+    if (!b->at || nixl_memory(&o->agent, b->at, b->bytes, true) != NIXL_OK) {
         free(b->at);
         free(b);
         return NULL;
@@ -235,33 +194,11 @@ static int name_register(struct fk_nixl_objects *o, struct transfer *t, const ch
     return rc;
 }
 
-static int request_make(struct fk_nixl_objects *o, struct transfer *t, int op, size_t bytes, uint64_t id)
-{
-    void *here = NULL, *there = NULL;
-    int rc = fk_nixl.create_xfer_dlist(NIXL_DRAM, &here);
-
-    if (rc == NIXL_OK)
-        rc = fk_nixl.create_xfer_dlist(NIXL_OBJECT, &there);
-    if (rc == NIXL_OK)
-        rc = fk_nixl.xfer_dlist_add_desc(here, (uintptr_t)t->buf->at, bytes, 0);
-    if (rc == NIXL_OK)
-        rc = fk_nixl.xfer_dlist_add_desc(there, 0, bytes, id);
-    if (rc == NIXL_OK)
-        rc = fk_nixl.create_xfer_req(o->agent.agent, op, here, there, o->name, &t->request, NULL);
-    if (here)
-        fk_nixl.destroy_xfer_dlist(here);
-    if (there)
-        fk_nixl.destroy_xfer_dlist(there);
-    return rc;
-}
-
 /* Of one that has ended, or never began. */
 static void transfer_end(struct fk_nixl_objects *o, struct transfer *t)
 {
-    if (t->request) {
-        fk_nixl.release_xfer_req(o->agent.agent, t->request);
-        fk_nixl.destroy_xfer_req(t->request);
-    }
+    if (t->request)
+        fk_nixl_forget(&o->agent, t->request);
     if (t->name) {
         fk_nixl.deregister_mem(o->agent.agent, t->name, NULL);
         fk_nixl.destroy_reg_dlist(t->name);
@@ -314,10 +251,10 @@ static void end(struct fk_nixl_objects *o, struct transfer *t)
 static int post(struct fk_nixl_objects *o, struct transfer *t, int op, const char *name, size_t bytes)
 {
     pthread_mutex_lock(&o->lock);
-    uint64_t id = ++o->serial;
-    int rc = name_register(o, t, name, bytes, id);
+    struct nixl_there there = { .memory = NIXL_OBJECT, .device = ++o->serial, .who = o->name };
+    int rc = name_register(o, t, name, bytes, there.device);
     if (rc == NIXL_OK)
-        rc = request_make(o, t, op, bytes, id);
+        rc = nixl_request(&o->agent, op, t->buf->at, bytes, &there, &t->request);
     if (rc == NIXL_OK)
         rc = fk_nixl.post_xfer_req(o->agent.agent, t->request, NULL);
     pthread_mutex_unlock(&o->lock);
@@ -471,7 +408,7 @@ bool fk_nixl_objects_close(struct fk_nixl_objects *o)
     }
     if (o->ask_options)
         fk_nixl.destroy_opt_args(o->ask_options);
-    agent_close(&o->agent);
+    fk_nixl_close(&o->agent);
     pthread_mutex_destroy(&o->lock);
     pthread_mutex_destroy(&o->ask_lock);
     free(o);

@@ -16,12 +16,12 @@
 #include <stdint.h>
 #include <sys/uio.h>
 
-struct fk_nixl_param { const char *name, *value; };
+#include "nixl/nixl_lib.h"
 
 struct fk_nixl_objects_params {
     const char *library;                /* as for fk_nixl_load */
     const char *plugin;
-    const struct fk_nixl_param *param;  /* for the plugin; those with an empty value are left out */
+    const struct fk_nixl_param *param;
     uint32_t n_params;
     uint32_t max_late;
 };
