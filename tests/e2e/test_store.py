@@ -18,8 +18,6 @@ pytestmark = pytest.mark.skipif(not Path(LIB).exists(), reason=f"{LIB} is not bu
 BLOCK = 2 * 8192
 FILE = 4096 + BLOCK
 PYTHON, NIXL = os.environ.get("FLEXKV_TEST_S3"), os.environ.get("FLEXKV_TEST_NIXL", "")
-KINDS = ["directory", "bucket"] if PYTHON else ["directory"]
-with_bucket = pytest.mark.skipif(not PYTHON, reason="the stage s3 runs it")
 
 
 class Directory:
@@ -60,7 +58,7 @@ class Bucket:
                        check=True)
 
 
-@pytest.fixture(params=KINDS)
+@pytest.fixture(params=["directory", pytest.param("bucket", marks=pytest.mark.bucket)])
 def shared_place(request, place):                                                       # noqa: F811
     thing = (Bucket if request.param == "bucket" else Directory)(place)
     yield thing
@@ -144,7 +142,7 @@ def test_settings_that_cannot_be(place):
 
 # ---- a bucket ----
 
-@with_bucket
+@pytest.mark.bucket
 def test_objects_that_are_gone_or_not_right(start, place, engine, bucket):              # noqa: F811
     a = start(*options(bucket), address=f"ipc://{place}/a", env=bucket.env).ready()
     one = engine(a, "one").opened()
@@ -173,7 +171,7 @@ def test_objects_that_are_gone_or_not_right(start, place, engine, bucket):      
     assert c.stop(within=20) == 0, c.log()
 
 
-@with_bucket
+@pytest.mark.bucket
 def test_a_server_that_is_killed_and_comes_back(start, place, engine, bucket):          # noqa: F811
     a = start(*options(bucket), address=f"ipc://{place}/a", env=bucket.env).ready()
     one = engine(a, "one").opened()
@@ -196,7 +194,7 @@ def test_a_server_that_is_killed_and_comes_back(start, place, engine, bucket):  
         assert d.stop(within=20) == 0, d.log()
 
 
-@with_bucket
+@pytest.mark.bucket
 def test_a_server_that_stands_still(start, place, engine, bucket):                      # noqa: F811
     a = start(*options(bucket), address=f"ipc://{place}/a", env=bucket.env).ready()
     one = engine(a, "one").opened()
@@ -210,7 +208,7 @@ def test_a_server_that_stands_still(start, place, engine, bucket):              
     bucket.process.send_signal(signal.SIGCONT)
 
 
-@with_bucket
+@pytest.mark.bucket
 def test_who_may_not(start, place, bucket):                                             # noqa: F811
     bucket.kill()
     bucket.serve("locked")
