@@ -78,21 +78,36 @@ def options(where, **more):
     return [part for key, value in chosen.items() for part in ("--set", f"{key}={value}")]
 
 
-def shared(place, **more):                                                              # noqa: F811
-    return options(Directory(place), **more)
-
-
 def store(daemon):
     return daemon.status()["store"]
 
 
-def test_what_one_stored_the_other_loads_also_after_a_kill(start, place, engine, shared_place):      # noqa: F811
-    a = start(*options(shared_place), address=f"ipc://{place}/a", env=shared_place.env).ready()
-    b = start(*options(shared_place), address=f"ipc://{place}/b", env=shared_place.env).ready()
-    one = engine(a, "one").opened()
-    for seed in range(5):
-        expect_stored(one.put(seed, list(range(8))), 8)
-    wait_until(lambda: store(a)["written_blocks"] == 40)
+@pytest.fixture
+def daemon(start, place):                                                               # noqa: F811
+    """One of a name that uses a place which others may use too."""
+    def begin(name, where, **more):
+        return start(*options(where, **more), address=f"ipc://{place}/{name}", env=where.env).ready()
+
+    return begin
+
+
+@pytest.fixture
+def daemon_that_stored(daemon, engine):                                                 # noqa: F811
+    """It and its engine, whose prompts of 8 blocks are in the place."""
+    def begin(where, prompts=1):
+        a = daemon("a", where)
+        one = engine(a, "one").opened()
+        for seed in range(prompts):
+            expect_stored(one.put(seed, list(range(8))), 8)
+        wait_until(lambda: store(a)["written_blocks"] == 8 * prompts)
+        return a, one
+
+    return begin
+
+
+def test_what_one_stored_the_other_loads_also_after_a_kill(daemon, daemon_that_stored, engine, shared_place):    # noqa: F811
+    b = daemon("b", shared_place)
+    a, _ = daemon_that_stored(shared_place, prompts=5)
     scans = store(a)["scans"]           # in a bucket others are told at a scan
     wait_until(lambda: store(a)["scans"] >= scans + 2)
     a.process.send_signal(signal.SIGKILL)
@@ -109,9 +124,9 @@ def test_what_one_stored_the_other_loads_also_after_a_kill(start, place, engine,
     assert b.stop(within=20) == 0, b.log()
 
 
-def test_a_limit_that_both_keep(start, place, engine):
+def test_a_limit_that_both_keep(daemon, place, engine):                                 # noqa: F811
     limit = 30 * FILE
-    daemons = [start(*shared(place, remote_cache_gb=f"{limit // 1024}K"), address=f"ipc://{place}/{n}").ready() for n in "ab"]
+    daemons = [daemon(n, Directory(place), remote_cache_gb=f"{limit // 1024}K") for n in "ab"]
     engines = [engine(d, n).opened() for d, n in zip(daemons, ("one", "two"))]
     for seed in range(12):
         expect_stored(engines[seed % 2].put(seed, list(range(8))), 8)
@@ -136,24 +151,20 @@ def test_settings_that_cannot_be(place):
     done = run("serve", "--address", f"ipc://{place}/s", "--set", "enable_3rd_remote=1")
     assert done.returncode != 0 and "remote_cache_dir" in done.stderr
     (place / "file").write_text("")
-    done = run("serve", "--address", f"ipc://{place}/s", *shared(place, remote_cache_dir=place / "file"))
+    done = run("serve", "--address", f"ipc://{place}/s", *options(Directory(place), remote_cache_dir=place / "file"))
     assert done.returncode != 0 and f"remote_cache_dir {place}/file" in done.stderr
 
 
 # ---- a bucket ----
 
 @pytest.mark.bucket
-def test_objects_that_are_gone_or_not_right(start, place, engine, bucket):              # noqa: F811
-    a = start(*options(bucket), address=f"ipc://{place}/a", env=bucket.env).ready()
-    one = engine(a, "one").opened()
-    for seed in range(3):
-        expect_stored(one.put(seed, list(range(8))), 8)
-    wait_until(lambda: store(a)["written_blocks"] == 24)
+def test_objects_that_are_gone_or_not_right(daemon, daemon_that_stored, engine, bucket):         # noqa: F811
+    a, _ = daemon_that_stored(bucket, prompts=3)
     assert a.stop(within=20) == 0, a.log()
     assert sum("/log-" in name for name in bucket.objects()) == 1
 
     bucket.do("spoil", 5)
-    b = start(*options(bucket), address=f"ipc://{place}/b", env=bucket.env).ready()
+    b = daemon("b", bucket)
     two = engine(b, "two").opened()
     wait_until(lambda: store(b)["blocks"] == 24)
     for seed in range(3):
@@ -162,7 +173,7 @@ def test_objects_that_are_gone_or_not_right(start, place, engine, bucket):      
     assert 1 <= told["bad"] <= 5 and told["read_blocks"] <= 19 + 5
     bucket.do("drop")
     assert b.stop(within=20) == 0, b.log()
-    c = start(*options(bucket), address=f"ipc://{place}/c", env=bucket.env).ready()
+    c = daemon("c", bucket)
     three = engine(c, "three").opened()
     wait_until(lambda: store(c)["blocks"] > 0)
     assert three.get(0, list(range(8)))["blocks_ok"] == 0
@@ -172,11 +183,8 @@ def test_objects_that_are_gone_or_not_right(start, place, engine, bucket):      
 
 
 @pytest.mark.bucket
-def test_a_server_that_is_killed_and_comes_back(start, place, engine, bucket):          # noqa: F811
-    a = start(*options(bucket), address=f"ipc://{place}/a", env=bucket.env).ready()
-    one = engine(a, "one").opened()
-    expect_stored(one.put(0, list(range(8))), 8)
-    wait_until(lambda: store(a)["written_blocks"] == 8)
+def test_a_server_that_is_killed_and_comes_back(daemon, daemon_that_stored, engine, bucket):     # noqa: F811
+    a, one = daemon_that_stored(bucket)
     bucket.kill()
     wait_until(lambda: not store(a)["reads"], within=40)
     expect_stored(one.put(1, list(range(8))), 8)                    # memory goes on
@@ -186,7 +194,7 @@ def test_a_server_that_is_killed_and_comes_back(start, place, engine, bucket):  
     expect_stored(one.put(2, list(range(8))), 8)
     wait_until(lambda: any("/data/" in name for name in bucket.objects()))
 
-    b = start(*options(bucket), address=f"ipc://{place}/b", env=bucket.env).ready()
+    b = daemon("b", bucket)
     two = engine(b, "two").opened()
     wait_until(lambda: two.scheduler.ask("match", seed=2, blocks=8)["matched"] == 8, within=40)
     expect_loaded(two, two.get(2, list(range(20, 28))), 2, list(range(20, 28)))
@@ -195,11 +203,8 @@ def test_a_server_that_is_killed_and_comes_back(start, place, engine, bucket):  
 
 
 @pytest.mark.bucket
-def test_a_server_that_stands_still(start, place, engine, bucket):                      # noqa: F811
-    a = start(*options(bucket), address=f"ipc://{place}/a", env=bucket.env).ready()
-    one = engine(a, "one").opened()
-    expect_stored(one.put(0, list(range(8))), 8)
-    wait_until(lambda: store(a)["written_blocks"] == 8)
+def test_a_server_that_stands_still(daemon_that_stored, bucket):
+    a, one = daemon_that_stored(bucket)
     stop(bucket.process)
     expect_stored(one.put(1, list(range(8))), 8)
     wait_until(lambda: not store(a)["reads"], within=40)
@@ -209,10 +214,10 @@ def test_a_server_that_stands_still(start, place, engine, bucket):              
 
 
 @pytest.mark.bucket
-def test_who_may_not(start, place, bucket):                                             # noqa: F811
+def test_who_may_not(daemon, place, bucket):                                            # noqa: F811
     bucket.kill()
     bucket.serve("locked")
-    a = start(*options(bucket), address=f"ipc://{place}/a", env=bucket.env).ready()
+    a = daemon("a", bucket)
     assert a.stop(within=20) == 0, a.log()
     done = run("serve", "--address", f"ipc://{place}/s", *options(bucket), env={**bucket.env, "AWS_SECRET_ACCESS_KEY": "wrong"})
     assert done.returncode != 0 and "AWS_SECRET_ACCESS_KEY" in done.stderr and "flexkv-test" in done.stderr, done.stderr
