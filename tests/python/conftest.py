@@ -1,9 +1,11 @@
 """What the tests of the Python package share: engine memory whose bytes follow from key, rank and region, so
 that every byte that comes back can be checked."""
+import contextlib
 import ctypes
 import faulthandler
 import hashlib
 import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -141,6 +143,24 @@ def wait_until(condition, seconds=20, what="the condition"):
     while not condition():
         assert time.monotonic() < end, f"{what} did not come about in {seconds} s"
         time.sleep(0.002)
+
+
+def states(pid):
+    """Of the process's threads, as /proc has them; those that end meanwhile have none."""
+    for stat in Path(f"/proc/{pid}/task").glob("*/stat"):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            yield stat.read_text().rpartition(")")[2].split()[0]
+
+
+@contextlib.contextmanager
+def stopped(pid):
+    """Within it the process stands still, with all its threads: the signal alone does not wait for that."""
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        wait_until(lambda: set(states(pid)) == {"T"}, what="the process's standstill")
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
 
 
 @pytest.fixture(autouse=True)

@@ -243,11 +243,6 @@ def slots_of(pages):
     return (pages[:, None] * TOKENS + np.arange(TOKENS)).reshape(-1)
 
 
-def process_state(pid):
-    with open(f"/proc/{pid}/stat") as stat:
-        return stat.read().rpartition(")")[2].split()[0]
-
-
 _next_address = iter(range(10**6))
 
 

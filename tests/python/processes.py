@@ -2,13 +2,11 @@
 do what they are told through a pipe; they die with the test."""
 import ctypes
 import multiprocessing
-import os
 import signal
 import traceback
-from pathlib import Path
 
 import flexkv
-from conftest import Memory, open_node, wait_until
+from conftest import Memory, open_node
 
 DEADLINE_S = 30
 PR_SET_PDEATHSIG = 1
@@ -107,16 +105,6 @@ class Remote:
         self.pipe.send(("leave", ()))
         self.process.join(DEADLINE_S)
         return self.process.exitcode
-
-    def stop(self):
-        """SIGSTOP, and until all threads stand still: the signal alone does not wait for that."""
-        os.kill(self.process.pid, signal.SIGSTOP)
-        tasks = Path(f"/proc/{self.process.pid}/task")
-        wait_until(lambda: all(stat.read_text().rpartition(")")[2].split()[0] == "T"
-                               for stat in tasks.glob("*/stat")), what="the process's standstill")
-
-    def go_on(self):
-        os.kill(self.process.pid, signal.SIGCONT)
 
     def kill(self):
         self.process.kill()

@@ -1,17 +1,14 @@
 """KVManager and KVTPClient: put, get, the life of a task."""
 import json
-import os
-import signal
 import time
 
 import pytest
-from conftest import wait_until
+from conftest import stopped
 
 np = pytest.importorskip("numpy")
 
 from kvmanager_rig import (clean_pages, engine, HEAD, LAYERS, make_engine, PAGES,  # noqa: F401
-                           process_state, prompt, quiet, SHAPES, slots_of, TOKENS,
-                           tokens_of)
+                           prompt, quiet, SHAPES, slots_of, TOKENS, tokens_of)
 
 from flexkv.common.request import KVResponseStatus as Status
 
@@ -163,10 +160,7 @@ def test_wait_gives_up_and_the_task_goes_on(engine):
     manager, blocks = engine.manager, prompt(2)
     engine.put(blocks, [0, 1])
     task, _ = manager.get_match(tokens_of(blocks))
-    stopped = engine.workers[1].process.pid
-    os.kill(stopped, signal.SIGSTOP)
-    try:
-        wait_until(lambda: process_state(stopped) == "T", what="the stop")
+    with stopped(engine.workers[1].process.pid):
         manager.launch(task, slots_of([2, 3]))
         start = time.monotonic()
         assert manager.wait(task, timeout=0.3)[task].status is Status.TIMEOUT
@@ -174,8 +168,6 @@ def test_wait_gives_up_and_the_task_goes_on(engine):
         assert manager.try_wait(task) == {}
         with pytest.raises(ValueError, match="launched already"):
             manager.launch(task, slots_of([2, 3]))
-    finally:
-        os.kill(stopped, signal.SIGCONT)
     assert manager.wait(task)[task].status is Status.SUCCESS
     engine.check(blocks, [2, 3])
 

@@ -1,18 +1,16 @@
 """KVManager and KVTPClient: workers and nodes that come and go, SSD, a daemon that replicas share."""
 import errno
-import os
-import signal
 import subprocess
 import time
 
 import pytest
-from conftest import wait_until
+from conftest import stopped, wait_until
 
 np = pytest.importorskip("numpy")
 
 from kvmanager_rig import (clean_pages, daemon_mode, engine, FIRST, HEAD, HEADS, LAYERS,  # noqa: F401
-                           make_engine, new_address, process_state, prompt, quiet, SHAPES,
-                           slots_of, TOKENS, tokens_of, Worker)
+                           make_engine, new_address, prompt, quiet, SHAPES, slots_of, TOKENS,
+                           tokens_of, Worker)
 
 import flexkv
 from flexkv.common.config import GLOBAL_CONFIG_FROM_ENV, CacheConfig, ModelConfig
@@ -78,16 +76,11 @@ def test_a_task_does_not_end_while_its_pages_may_be_touched(make_engine, monkeyp
     manager, blocks = engine.manager, prompt(2)
     engine.put(blocks, [0, 1])
     task, _ = manager.get_match(tokens_of(blocks))
-    stopped = engine.workers[1].process.pid
-    os.kill(stopped, signal.SIGSTOP)
-    try:
-        wait_until(lambda: process_state(stopped) == "T", what="the stop")
+    with stopped(engine.workers[1].process.pid):
         manager.launch(task, slots_of([2, 3]))
         # The node gives the operation up after 0.3 s, and the worker a second later.
         assert manager.wait(task, timeout=2.5)[task].status is Status.TIMEOUT
         assert manager.kv_task_engine._busy
-    finally:
-        os.kill(stopped, signal.SIGCONT)
     assert manager.wait(task)[task].status is Status.FAILED
     for worker in engine.workers:
         worker.spoil()
@@ -114,15 +107,13 @@ def test_shutdown_ends_what_is_under_way(make_engine, monkeypatch):
     engine.put(blocks, [0, 1])
     task, _ = engine.manager.get_match(tokens_of(blocks))
     held, _ = engine.manager.get_match(tokens_of(blocks))
-    os.kill(engine.workers[1].process.pid, signal.SIGSTOP)
-    engine.manager.launch(task, slots_of([2, 3]))
-    start = time.monotonic()
-    engine.manager.shutdown()
-    assert time.monotonic() - start < 10
-    for each in (task, held):
-        assert engine.manager.wait(each, timeout=1)[each].status in (Status.CANCELLED,
-                                                                    Status.SUCCESS)
-    os.kill(engine.workers[1].process.pid, signal.SIGCONT)
+    with stopped(engine.workers[1].process.pid):
+        engine.manager.launch(task, slots_of([2, 3]))
+        start = time.monotonic()
+        engine.manager.shutdown()
+        assert time.monotonic() - start < 10
+        for each in (task, held):
+            assert engine.manager.wait(each, timeout=1)[each].status is Status.CANCELLED
 
 
 @pytest.mark.parametrize("model_id, warm", [("model-a", True), ("", False)])

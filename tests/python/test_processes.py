@@ -13,7 +13,7 @@ import time
 import pytest
 
 import flexkv
-from conftest import Memory, finish, open_node, split_keys, wait_until
+from conftest import Memory, finish, open_node, split_keys, stopped, wait_until
 from processes import DaemonSide, Remote, WorkerSide
 
 GEOMETRY = {"fingerprint": b"test-model", "tokens_per_block": 4}
@@ -294,14 +294,13 @@ def test_operations_end_while_a_worker_is_stopped(node, address, start):
     keys = keys_of(namespace, 1, 16)
     put(node, namespace, keys, list(range(16)), [worker])
     worker.ask("spoil")
-    worker.stop()
-    began = time.monotonic()
-    op = node.get(namespace.match(keys).lease, 0, list(range(30, 46)), timeout_ms=500)
-    done = finish(node, op)
-    assert time.monotonic() - began < 10
-    assert done.status < 0 and done.blocks_ok < 16
-    assert done.flags & flexkv.PAGES_BUSY
-    worker.go_on()
+    with stopped(worker.process.pid):
+        began = time.monotonic()
+        op = node.get(namespace.match(keys).lease, 0, list(range(30, 46)), timeout_ms=500)
+        done = finish(node, op)
+        assert time.monotonic() - began < 10
+        assert done.status < 0 and done.blocks_ok < 16
+        assert done.flags & flexkv.PAGES_BUSY
     assert worker.ask("revoke", [op]) is True
     worker.ask("spoil")
     time.sleep(0.2)
@@ -344,18 +343,17 @@ def test_stopped_daemon_does_not_stop_the_interpreter(address, start):
             while not stop.is_set():
                 counted += 1
 
-        daemon.stop()
-        thread = threading.Thread(target=count)
-        thread.start()
-        before, began = counted, time.monotonic()
-        found = namespace.match(keys)
-        waited, progress = time.monotonic() - began, counted - before
-        stop.set()
-        thread.join()
-        assert found.blocks == 0
-        assert 0.3 < waited < 5
-        assert progress > 10000
-        daemon.go_on()
+        with stopped(daemon.process.pid):
+            thread = threading.Thread(target=count)
+            thread.start()
+            before, began = counted, time.monotonic()
+            found = namespace.match(keys)
+            waited, progress = time.monotonic() - began, counted - before
+            stop.set()
+            thread.join()
+            assert found.blocks == 0
+            assert 0.3 < waited < 5
+            assert progress > 10000
         wait_until(lambda: namespace.match(keys).blocks == 6, what="the daemon's return")
 
 
