@@ -1,5 +1,6 @@
 """What the tests of the daemon share: the program, a daemon in the background that never outlives its test,
 waiting with a deadline."""
+import contextlib
 import json
 import os
 import shutil
@@ -38,10 +39,27 @@ def wait_until(what, *, within=DEADLINE, message="it did not happen"):
     pytest.fail(f"{message} within {within} s")
 
 
+def states(pid):
+    """Of the process's threads, as /proc has them; those that end meanwhile have none."""
+    for stat in Path(f"/proc/{pid}/task").glob("*/stat"):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            yield stat.read_text().rpartition(")")[2].split()[0]
+
+
 def stop(process):
-    """SIGSTOP, and it has stopped: the signal alone takes its time."""
+    """SIGSTOP, and it has stopped, with all its threads: the signal alone takes its time."""
     process.send_signal(signal.SIGSTOP)
-    wait_until(lambda: Path(f"/proc/{process.pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "T")
+    wait_until(lambda: set(states(process.pid)) == {"T"}, message="the process does not stop")
+
+
+@contextlib.contextmanager
+def stopped(process):
+    """It stands still within."""
+    try:
+        stop(process)
+        yield
+    finally:
+        process.send_signal(signal.SIGCONT)
 
 
 class Daemon:

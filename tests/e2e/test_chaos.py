@@ -10,7 +10,6 @@ The processes are in tests/chaos. The library is FLEXKV_LIB, or src/libflexkv.so
 import ctypes
 import os
 import random
-import signal
 import sys
 import tempfile
 import time
@@ -18,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from daemon_rig import BIN, DEADLINE, ROOT, place, start, stop, wait_until  # noqa: F401
+from daemon_rig import BIN, DEADLINE, ROOT, place, start, stopped, wait_until  # noqa: F401
 
 LIB = os.environ.get("FLEXKV_LIB", str(Path(BIN).parent / "src" / "libflexkv.so"))
 ROUNDS = int(os.environ.get("CHAOS_ROUNDS", "50"))
@@ -133,12 +132,9 @@ def client(modules, start):                                                     
 
 def test_operation_ends_though_its_daemon_stands_still(client):
     """And nobody asks it anything else."""
-    stop(client.daemon.process)
-    try:
+    with stopped(client.daemon.process):
         done = client.ended(client.put(1), within=8)
         assert done.status < 0 and done.flags & client.api.PAGES_BUSY
-    finally:
-        client.daemon.process.send_signal(signal.SIGCONT)
     wait_until(lambda: client.node.match(client.keys(1)).blocks == 0 and not client.node.poll(0))
 
     def stored():
@@ -193,13 +189,10 @@ def test_put_of_a_client_that_gave_up_is_not_stored(modules, start):            
         for seed in range(3):
             client.write(1)
             keys = client.keys(seed, blocks)
-            stop(daemon.process)
-            try:
+            with stopped(daemon.process):
                 ops = {client.put(seed, blocks), *(client.node.prefetch(keys) for _ in range(20))}
                 wait_until(lambda: not ops.difference_update(done.op for done in client.node.poll(100)) and not ops)
                 client.write(2)
-            finally:
-                daemon.process.send_signal(signal.SIGCONT)
             wait_until(lambda: client_is_back(client))
             time.sleep(0.1)
             found = client.node.match(keys)

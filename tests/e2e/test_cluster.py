@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from daemon_rig import BIN, DEADLINE, clean_env, run, stop, wait_until, world  # noqa: F401
+from daemon_rig import BIN, DEADLINE, clean_env, run, stop, stopped, wait_until, world  # noqa: F401
 
 NODE = Path(os.environ.get("FLEXKV_BUILD", Path(BIN).parent)) / "tests" / "cluster" / "cluster_node"
 SERVER = shutil.which("redis-server") or "/usr/bin/redis-server"
@@ -187,11 +187,10 @@ def test_a_node_that_hung_learns_that_it_was_replaced(world):
     synced(a, b)
     b.ask("add 0 10")
     seen(a, 0, 10)
-    stop(b.process)
-    again = world(Node, redis, "b")
-    again.ask("add 500 10")
-    seen(a, 500, 10)
-    b.process.send_signal(signal.SIGCONT)
+    with stopped(b.process):
+        again = world(Node, redis, "b")
+        again.ask("add 500 10")
+        seen(a, 500, 10)
     wait_until(lambda: b.ask("epoch") == "0", message="it still takes itself for a member")
     assert "node_name" in b.log()
     b.ask("add 900 10")
@@ -247,12 +246,11 @@ def test_who_fell_behind_takes_a_snapshot(world):
     redis = world(Redis)
     a, b = world(Node, redis, "a", batches=100, ttl_ms=20000), world(Node, redis, "b", ttl_ms=20000)
     synced(a, b)
-    stop(b.process)
-    for i in range(400):                        # far more batches than the stream keeps
-        a.ask(f"add {i * 50} 50")
-        time.sleep(0.006)
-    a.ask("remove 0 10")
-    b.process.send_signal(signal.SIGCONT)
+    with stopped(b.process):
+        for i in range(400):                    # far more batches than the stream keeps
+            a.ask(f"add {i * 50} 50")
+            time.sleep(0.006)
+        a.ask("remove 0 10")
     wait_until(lambda: b.found(10, 19990) == 19990, message="it did not catch up")
     assert b.found(0, 1) == 0
     stats = b.stats()

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import pytest
 
-from daemon_rig import BIN, DEADLINE, PROMPT, clean_env, place, run, start, stop, wait_until  # noqa: F401
+from daemon_rig import BIN, DEADLINE, PROMPT, clean_env, place, run, start, stopped, wait_until  # noqa: F401
 
 
 def abstract_name(place):
@@ -113,11 +113,8 @@ def test_a_socket_left_by_kill_9_is_replaced(start, place):
 
 def test_the_address_of_a_stopped_daemon_is_not_taken(start):
     first = start().ready()
-    stop(first.process)
-    try:
+    with stopped(first.process):
         assert start().wait() == 3
-    finally:
-        first.process.send_signal(signal.SIGCONT)
     assert first.status()["pid"] == first.pid
 
 
@@ -227,14 +224,11 @@ def test_nobody_answers(place):
 
 def test_a_stopped_daemon_is_given_up_in_time(start):
     d = start().ready()
-    stop(d.process)
-    try:
+    with stopped(d.process):
         begin = time.monotonic()
         done = run("status", d.address)
         assert done.returncode == 1 and done.stderr.strip()
         assert time.monotonic() - begin < 5         # server_timeout_ms is 1 s
-    finally:
-        d.process.send_signal(signal.SIGCONT)
     assert d.status()["pid"] == d.pid
 
 
@@ -413,9 +407,8 @@ def test_top_goes_on_when_the_daemon_is_back(start, terminal):
     t.wait_for(b"no answer since")
     second = start().ready()
     t.wait_for(b"pid %d" % second.pid)
-    stop(second.process)
-    t.wait_for(b"no answer since")
-    second.process.send_signal(signal.SIGCONT)
+    with stopped(second.process):
+        t.wait_for(b"no answer since")
     t.wait_for(b"\033[J")
     wait_until(lambda: (t.read(), b"no answer" not in t.seen.rsplit(b"\033[H", 2)[-1])[1])
     t.press(b"q")

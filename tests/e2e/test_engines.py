@@ -6,7 +6,6 @@ The library is FLEXKV_LIB, or src/libflexkv.so beside the program.
 import json
 import os
 import select
-import signal
 import subprocess
 import sys
 import time
@@ -14,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from daemon_rig import BIN, DEADLINE, clean_env, place, run, start, stop, wait_until  # noqa: F401
+from daemon_rig import BIN, DEADLINE, clean_env, place, run, start, stop, stopped, wait_until  # noqa: F401
 
 LIB = os.environ.get("FLEXKV_LIB", str(Path(BIN).parent / "src" / "libflexkv.so"))
 FAKE_ENGINE = Path(__file__).with_name("fake_engine.py")
@@ -53,9 +52,6 @@ class Process:
     def ask(self, do, within=DEADLINE, **args):
         self.send(do, **args)
         return self.answer(within)
-
-    def stop(self):
-        stop(self.process)
 
     def kill(self):
         if self.process.poll() is None:
@@ -266,13 +262,12 @@ def test_worker_stopped(start, engine):
     a, b = engine(d, "a").opened(), engine(d, "b").opened()
     expect_stored(a.put("x", [0, 1, 2]), 3)
     a.fill([4, 5, 6], "before")
-    a.workers[0].stop()
-    begin = time.monotonic()
-    got = a.scheduler.ask("get", seed="x", pages=[4, 5, 6])
-    assert got["status"] < 0 and got["blocks_ok"] == 0 and got["flags"] & PAGES_BUSY, got
-    assert time.monotonic() - begin < 5
-    works(b)
-    a.workers[0].process.send_signal(signal.SIGCONT)
+    with stopped(a.workers[0].process):
+        begin = time.monotonic()
+        got = a.scheduler.ask("get", seed="x", pages=[4, 5, 6])
+        assert got["status"] < 0 and got["blocks_ok"] == 0 and got["flags"] & PAGES_BUSY, got
+        assert time.monotonic() - begin < 5
+        works(b)
     expect_loaded(a, a.get("x", [7, 8, 9]), "x", [7, 8, 9])
 
 
@@ -316,16 +311,13 @@ def test_daemon_stopped(start, engine):
     d = start("--set", "cpu_cache_gb=16M").ready()
     a = engine(d, "a").opened()
     expect_stored(a.put("x", [0, 1, 2]), 3)
-    stop(d.process)
-    try:
+    with stopped(d.process):
         begin = time.monotonic()
         assert a.scheduler.ask("get", seed="x", pages=[4, 5, 6])["matched"] == 0
         assert time.monotonic() - begin < 3                     # server_timeout_ms is 1 s
         begin = time.monotonic()
         assert a.scheduler.ask("match", seed="x", blocks=3)["matched"] == 0
         assert time.monotonic() - begin < 2
-    finally:
-        d.process.send_signal(signal.SIGCONT)
     wait_until(lambda: a.scheduler.ask("match", seed="x", blocks=3)["matched"] == 3, message="its blocks are lost")
     expect_loaded(a, a.get("x", [4, 5, 6]), "x", [4, 5, 6])
 
@@ -357,7 +349,7 @@ def test_the_end_does_not_wait_for_other_processes(start, engine):
     d = start("--set", "cpu_cache_gb=16M").ready()
     a = engine(d, "a").opened()
     expect_stored(a.put("x", [0, 1, 2]), 3)
-    a.workers[0].stop()
+    stop(a.workers[0].process)
     a.scheduler.send("get", seed="x", pages=[4, 5, 6])
     wait_until(lambda: d.status()["stats"]["operations"] == 1)
     assert d.stop(within=5) == 0

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from daemon_rig import BIN, DEADLINE, clean_env, stop, wait_until, world  # noqa: F401
+from daemon_rig import BIN, DEADLINE, clean_env, stop, stopped, wait_until, world  # noqa: F401
 from test_cluster import SERVER, Redis
 
 NODE = Path(os.environ.get("FLEXKV_BUILD", Path(BIN).parent)) / "tests" / "cluster" / "share_node"
@@ -136,10 +136,9 @@ class Faults:
         self.redis.start()
 
     def redis_frozen(self):
-        stop(self.redis.process)
-        go_on(self.nodes)
-        time.sleep(self.dice.uniform(0, TTL))
-        self.redis.process.send_signal(signal.SIGCONT)
+        with stopped(self.redis.process):
+            go_on(self.nodes)
+            time.sleep(self.dice.uniform(0, TTL))
 
     def redis_flushed(self):
         self.redis.ask("FLUSHALL")

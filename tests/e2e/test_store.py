@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from daemon_rig import ROOT, place, run, start, stop, wait_until  # noqa: F401
+from daemon_rig import ROOT, place, run, start, stopped, wait_until  # noqa: F401
 from test_engines import LIB, engine, expect_loaded, expect_stored  # noqa: F401
 
 pytestmark = pytest.mark.skipif(not Path(LIB).exists(), reason=f"{LIB} is not built")
@@ -205,12 +205,11 @@ def test_a_server_that_is_killed_and_comes_back(daemon, daemon_that_stored, engi
 @pytest.mark.bucket
 def test_a_server_that_stands_still(daemon_that_stored, bucket):
     a, one = daemon_that_stored(bucket)
-    stop(bucket.process)
-    expect_stored(one.put(1, list(range(8))), 8)
-    wait_until(lambda: not store(a)["reads"], within=40)
-    expect_loaded(one, one.get(0, list(range(20, 28))), 0, list(range(20, 28)))
-    assert a.stop(within=30) == 0, a.log()                          # closes, whatever the server does
-    bucket.process.send_signal(signal.SIGCONT)
+    with stopped(bucket.process):
+        expect_stored(one.put(1, list(range(8))), 8)
+        wait_until(lambda: not store(a)["reads"], within=40)
+        expect_loaded(one, one.get(0, list(range(20, 28))), 0, list(range(20, 28)))
+        assert a.stop(within=30) == 0, a.log()                      # closes, whatever the server does
 
 
 @pytest.mark.bucket
