@@ -31,12 +31,13 @@ def run(*args, env=None, timeout=DEADLINE):
 
 
 def wait_until(what, *, within=DEADLINE, message="it did not happen"):
+    """A message that is a function is asked for when the time is over, and says what is so then."""
     end = time.monotonic() + within
     while time.monotonic() < end:
         if what():
             return
         time.sleep(0.02)
-    pytest.fail(f"{message} within {within} s")
+    pytest.fail(f"{message() if callable(message) else message} within {within} s")
 
 
 def states(pid):

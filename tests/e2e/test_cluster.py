@@ -120,7 +120,7 @@ class Node:
 def synced(*nodes):
     for n in nodes:
         wait_until(lambda: len(n.peers()) == len(nodes) - 1 and all(p[2] == "1" for p in n.peers().values()),
-                   message=f"{n.log_path.stem} does not know all peers: {n.log()}")
+                   message=lambda: f"{n.log_path.stem} does not know all peers: {n.log()}")
 
 
 def seen(node, first, n, message="blocks are not seen"):
@@ -302,7 +302,7 @@ def test_an_acl_user_for_our_keys_only_is_enough(world):
         a.ask(f"add {i} 1")
         time.sleep(0.006)
     b = world(Node, redis, "b", "user=kv", "password=pw", ttl_ms=20000)
-    wait_until(lambda: b.found(0, 1000) == 1000, message=a.log() + b.log())
+    wait_until(lambda: b.found(0, 1000) == 1000, message=lambda: a.log() + b.log())
     assert "NOPERM" not in a.log() + b.log()
     assert "denied" not in "".join(map(str, redis.ask("ACL", "LOG"))), redis.ask("ACL", "LOG")
     assert redis.ask("ACL", "LOG") == []

@@ -144,7 +144,7 @@ def test_networks_that_break(world, net):                                       
             n.ask("pause")
         nodes[0].ask("put 1000 20")     # all share again
         for n in nodes[1:]:
-            wait_until(lambda: n.ask("has 1000 20").split()[0] == "20", message=f"{n.name}: {n.log()}")
+            wait_until(lambda: n.ask("has 1000 20").split()[0] == "20", message=lambda: f"{n.name}: {n.log()}")
         assert sum(n.stats()["fetched"] for n in nodes) > 0
         for n in nodes:
             n.quit()

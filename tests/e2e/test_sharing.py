@@ -86,14 +86,14 @@ def know_each_other(nodes):
     names = {n.name for n in nodes}
     for n in nodes:
         wait_until(lambda: n.alive_peers() == names - {n.name} and all(p["synced"] for p in n.status()["peers"]),
-                   message=f"{n.name} knows {n.alive_peers()}, not all of {names}: {n.log()}")
+                   message=lambda: f"{n.name} knows {n.alive_peers()}, not all of {names}: {n.log()}")
 
 
 def go_on(nodes):
     """Each of them ends operations, and none with a wrong byte: else it has ended itself."""
     before = {n.name: n.stats() for n in nodes}
     for n in nodes:
-        wait_until(lambda: n.stats()["gets"] > before[n.name]["gets"], message=f"{n.name} stands still: {n.log()}")
+        wait_until(lambda: n.stats()["gets"] > before[n.name]["gets"], message=lambda: f"{n.name} stands still: {n.log()}")
 
 
 class Faults:
@@ -172,7 +172,7 @@ def test_faults_under_load(world):
             n.ask("pause")
         nodes[0].ask(f"put {CHAINS + 5} 20")    # and share again
         for n in nodes[1:]:
-            wait_until(lambda: n.ask(f"has {CHAINS + 5} 20").split()[0] == "20", message=f"{n.name}: {n.log()}")
+            wait_until(lambda: n.ask(f"has {CHAINS + 5} 20").split()[0] == "20", message=lambda: f"{n.name}: {n.log()}")
         for n in nodes:
             n.quit()
         nodes.clear()
@@ -192,7 +192,7 @@ def test_a_node_that_comes_back_is_not_taken_for_its_former_self(world):
     b = world(Node, redis, "b")
     b.ask("pause")
     wait_until(lambda: b.status()["epoch"] and
-               b.status()["epoch"] in {p["epoch"] for p in a.status()["peers"]}, message=a.log())
+               b.status()["epoch"] in {p["epoch"] for p in a.status()["peers"]}, message=a.log)
     assert a.ask("has 1000 20") == "0 0"
     for n in (a, b):
         n.quit()
