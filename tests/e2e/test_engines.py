@@ -167,20 +167,23 @@ def test_engines_share_blocks_and_status_shows_them(start, engine):
 
 
 def test_top_counts_per_second(start, engine):
+    """Between its two looks, 2 s apart or more; when these are nobody tells, so there is work all the time."""
     d = start("--set", "cpu_cache_gb=16M").ready()
     a = engine(d, "a").opened()
     expect_stored(a.put("x", list(range(10))), 10)
     top = subprocess.Popen([BIN, "top", d.address, "--once", "--interval", "2"], stdout=subprocess.PIPE, text=True,
                            env=clean_env())
-    wait_until(lambda: len(d.status()["clients"]) >= 3)         # the engine, top, and we
-    time.sleep(0.3)                                             # top has looked for the first time
-    for _ in range(4):
+    gets, end = 0, time.monotonic() + DEADLINE
+    while top.poll() is None and time.monotonic() < end:
         a.get("x", list(range(10)))
+        gets += 1
+        time.sleep(0.2)
     rows = {line.split()[0]: line.split() for line in top.communicate(timeout=DEADLINE)[0].splitlines() if line.strip()}
     per_second = [float(word) for word in rows["per"][2:]]
-    assert 1 <= per_second[0] <= 2.1 and 10 <= per_second[1] <= 21      # 4 requests of 10 blocks in 2 s
-    assert per_second[1] == pytest.approx(10 * per_second[0], rel=0.1)
-    assert rows["in"][2:5] == ["4", "40", "40"]
+    in_all = int(rows["in"][2])
+    assert 1 <= in_all <= gets and rows["in"][3:5] == [str(10 * in_all)] * 2
+    assert 0 < per_second[0] <= in_all / 2 + 0.05               # as it is rounded
+    assert per_second[1] == pytest.approx(10 * per_second[0], abs=0.6)
 
 
 def test_missing_and_waiting_workers_are_named(start, engine):
