@@ -7,14 +7,19 @@ import json
 import os
 import signal
 import socket
+import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
 import flexkv
 from conftest import Memory, finish, open_node, split_keys, stopped, wait_until
 from processes import DaemonSide, Remote, WorkerSide
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "crash"))
+import slot_table       # noqa: E402
 
 GEOMETRY = {"fingerprint": b"test-model", "tokens_per_block": 4}
 counter = itertools.count()
@@ -317,15 +322,13 @@ def test_daemon_comes_back(address, start, tmp_path, number):
         namespace = node.space(instance="e", workers=1, **GEOMETRY).namespace()
         keys = keys_of(namespace, 1, 6)
         put(node, namespace, keys, list(range(6)), [worker])
-        wait_until(lambda: not node.stats()["write_backlog_blocks"], what="writing to the SSD")
-        time.sleep(0.2)
+        wait_until(lambda: len(slot_table.read_records([tmp_path])) == 6, what="writing to the SSD")
         os.kill(daemon.process.pid, number)
         daemon.process.join(20)
         wait_until(lambda: namespace.match(keys).blocks == 0, what="a miss")
         start(DaemonSide, address, **options)
         wait_until(lambda: namespace.match(keys).blocks == 6, what="the blocks from SSD")
         wait_until(lambda: worker.ask("state") == 1, what="the worker's return")
-        time.sleep(0.1)
         get_and_check(node, namespace, keys, list(range(20, 26)), [worker])
 
 
