@@ -1,5 +1,6 @@
 """The processes of the chaos test: a daemon, engines that use it, an engine with a node of its own; what may happen to
 them, and what must hold then. Every wait has a deadline; a world that is closed leaves nothing behind."""
+import contextlib
 import json
 import os
 import random
@@ -248,8 +249,7 @@ class World:
             status = self.status()
             return [*status["instances"], *status["waiting_agents"], *status["clients"][1:]]
         wait_until(lambda: not left(), 20, lambda: f"the daemon still has {left()}")
-        fds = [os.readlink(f"/proc/{self.daemon.pids[-1]}/fd/{fd}") for fd in os.listdir(f"/proc/{self.daemon.pids[-1]}/fd")
-               if os.path.lexists(f"/proc/{self.daemon.pids[-1]}/fd/{fd}")]
+        fds = open_files(self.daemon.pids[-1])
         if any("flexkv-agent" in fd for fd in fds):
             raise Broken(f"the daemon keeps memory of agents that are gone: {fds}")
         self.daemon.signal(signal.SIGTERM)
@@ -272,6 +272,15 @@ class World:
             for process in (engine.scheduler, *engine.workers):
                 process.kill()
         self.daemon.kill()
+
+
+def open_files(pid: int) -> list[str]:
+    """What is closed meanwhile is not among them."""
+    found = []
+    for fd in os.listdir(f"/proc/{pid}/fd"):
+        with contextlib.suppress(FileNotFoundError):
+            found.append(os.readlink(f"/proc/{pid}/fd/{fd}"))
+    return found
 
 
 def held(status: dict) -> dict:
