@@ -6,8 +6,10 @@ The program is FLEXKV_BIN (default build/flexkv); FLEXKV_KILLS sets how often th
 import gzip
 import json
 import os
+import pty
 import random
 import re
+import select
 import signal
 import subprocess
 import time
@@ -189,12 +191,26 @@ def test_kill_and_go_on(tmp_path):
     assert (got["wrong_blocks"], got["failed_blocks"]) == (0, 0)
 
 
+def wait_for_requests(terminal, within=60):
+    """Until the progress that is shown there counts some."""
+    seen, end = b"", time.monotonic() + within
+    while not re.search(rb"[1-9]\d* of \d+ requests", seen):
+        assert select.select([terminal], [], [], max(0, end - time.monotonic()))[0], f"no progress: {seen!r}"
+        seen += os.read(terminal, 4096)
+
+
 def test_interrupt_ends_with_what_is_there(tmp_path):
-    p = subprocess.Popen([BIN, "replay", "--json", "--speed", "1", *map(str, tiers(tmp_path)),
-                          str(TRACES["conversation"])], stdout=subprocess.PIPE, text=True)
-    time.sleep(1.5)
-    p.send_signal(signal.SIGINT)
-    out, _ = p.communicate(timeout=30)
+    terminal, theirs = pty.openpty()
+    with subprocess.Popen([BIN, "replay", "--json", "--speed", "1", *map(str, tiers(tmp_path)),
+                           str(TRACES["conversation"])], stdout=subprocess.PIPE, stderr=theirs, text=True) as p:
+        try:
+            wait_for_requests(terminal)
+            p.send_signal(signal.SIGINT)
+            out, _ = p.communicate(timeout=30)
+        finally:
+            p.kill()
+            os.close(terminal)
+            os.close(theirs)
     assert p.returncode == 0
     assert 0 < json.loads(out)["requests"] < 12031
 
