@@ -40,7 +40,16 @@ class Redis:
             [SERVER, "--port", str(self.port), "--unixsocket", self.path, "--save", "", "--dir", str(self.place),
              *map(str, self.args)], stdout=log, stderr=log, stdin=subprocess.DEVNULL)
         log.close()
-        wait_until(lambda: Path(self.path).exists(), message="redis-server did not start")
+        self.wait()
+
+    def wait(self):
+        """A socket is there before anybody listens at it."""
+        def answers():
+            try:
+                return self.ask("PING")         # or says that a password is missing
+            except OSError:
+                return False
+        wait_until(answers, message="redis-server did not start")
 
     def kill(self):
         if self.process.poll() is None:

@@ -67,7 +67,7 @@ class NetRedis(Redis):
             self.process = subprocess.Popen(
                 ["ip", "netns", "exec", self.net.hub, SERVER, "--port", str(PORT), "--unixsocket", self.path, "--save", "",
                  "--dir", str(self.place), *self.args], stdout=log, stderr=log, stdin=subprocess.DEVNULL)
-        wait_until(lambda: Path(self.path).exists(), message="redis-server did not start")
+        self.wait()
 
 
 class Line:
