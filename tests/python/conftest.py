@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import faulthandler
 import hashlib
+import itertools
 import os
 import signal
 import subprocess
@@ -136,6 +137,14 @@ def finish(node, op, timeout_ms=20000):
     done = node.poll(max=1, timeout_ms=timeout_ms)
     assert [c.op for c in done] == [op], "one completion, of the operation under way"
     return done[0]
+
+
+_addresses = itertools.count()
+
+
+def new_address():
+    """Where nobody has listened yet, of all tests of this process."""
+    return f"ipc://@flexkv-test-{os.getpid()}-{next(_addresses)}"
 
 
 def wait_until(condition, seconds=20, what="the condition"):

@@ -9,7 +9,7 @@ import types
 from multiprocessing import get_context
 
 import pytest
-from conftest import wait_until
+from conftest import new_address, wait_until
 
 np = pytest.importorskip("numpy")
 
@@ -241,13 +241,6 @@ def tokens_of(blocks):
 def slots_of(pages):
     pages = np.asarray(pages, dtype=np.int64)
     return (pages[:, None] * TOKENS + np.arange(TOKENS)).reshape(-1)
-
-
-_next_address = iter(range(10**6))
-
-
-def new_address():
-    return f"ipc://@flexkv-test-{os.getpid()}-{next(_next_address)}"
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1,11 +1,11 @@
 """KVManager's event_collector: KV events in the form that vLLM publishes."""
 import pytest
-from conftest import wait_until
+from conftest import new_address, wait_until
 
 np = pytest.importorskip("numpy")
 
 from kvmanager_rig import (TOKENS, clean_pages, daemon_mode, make_engine,  # noqa: F401
-                           new_address, prompt, quiet, tokens_of)
+                           prompt, quiet, tokens_of)
 
 from flexkv.integration.dynamo.collector import KVEventCollector
 

@@ -4,13 +4,12 @@ import subprocess
 import time
 
 import pytest
-from conftest import stopped, wait_until
+from conftest import new_address, stopped, wait_until
 
 np = pytest.importorskip("numpy")
 
 from kvmanager_rig import (clean_pages, daemon_mode, engine, FIRST, HEAD, HEADS, LAYERS,  # noqa: F401
-                           make_engine, new_address, prompt, quiet, SHAPES, slots_of, TOKENS,
-                           tokens_of, Worker)
+                           make_engine, prompt, quiet, SHAPES, slots_of, TOKENS, tokens_of, Worker)
 
 import flexkv
 from flexkv.common.config import GLOBAL_CONFIG_FROM_ENV, CacheConfig, ModelConfig

@@ -2,7 +2,6 @@
 one (serve). Every block that arrives is compared byte by byte, in the worker."""
 import ctypes
 import errno
-import itertools
 import json
 import os
 import signal
@@ -15,19 +14,18 @@ from pathlib import Path
 import pytest
 
 import flexkv
-from conftest import Memory, finish, open_node, split_keys, stopped, wait_until
+from conftest import Memory, finish, new_address, open_node, split_keys, stopped, wait_until
 from processes import DaemonSide, Remote, WorkerSide
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "crash"))
 import slot_table       # noqa: E402
 
 GEOMETRY = {"fingerprint": b"test-model", "tokens_per_block": 4}
-counter = itertools.count()
 
 
 @pytest.fixture
 def address():
-    return f"ipc://@flexkv-test-{os.getpid()}-{next(counter)}"
+    return new_address()
 
 
 @pytest.fixture
