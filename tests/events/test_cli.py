@@ -4,7 +4,9 @@ import json
 import os
 import signal
 import subprocess
+import tempfile
 import time
+from pathlib import Path
 
 import pytest
 
@@ -17,18 +19,30 @@ HERE = os.path.dirname(__file__)
 
 
 class Program:
-    """`flexkv events ...` in the background."""
+    """`flexkv events ...` in the background; what it says goes into files, so that it never waits for us."""
 
     def __init__(self, *args):
-        self.process = subprocess.Popen([BIN, "events", *map(str, args)], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                                        text=True, stdin=subprocess.DEVNULL,
+        self.files = [tempfile.NamedTemporaryFile("w") for _ in range(2)]
+        self.process = subprocess.Popen([BIN, "events", *map(str, args)], stdout=self.files[0], stderr=self.files[1],
+                                        stdin=subprocess.DEVNULL,
                                         env={k: v for k, v in os.environ.items() if not k.startswith("FLEXKV_")})
+
+    def said(self):
+        """The lines so far."""
+        return "".join(line for line in Path(self.files[0].name).read_text().splitlines(True) if line.endswith("\n"))
 
     def end(self, sig=signal.SIGINT):
         if self.process.poll() is None and sig:
             self.process.send_signal(sig)
-        out, err = self.process.communicate(timeout=DEADLINE)
-        return self.process.returncode, out, err
+        code = self.process.wait(DEADLINE)
+        return code, *(Path(f.name).read_text() for f in self.files)
+
+    def close(self):
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+        for f in self.files:
+            f.close()
 
 
 class FakeEngine:
@@ -99,11 +113,7 @@ def programs():
 
     yield start
     for p in made:
-        if p.process.poll() is None:
-            p.process.kill()
-            p.process.wait()
-        p.process.stdout.close()
-        p.process.stderr.close()
+        p.close()
 
 
 def until(what, wanted, message="it is"):
@@ -113,17 +123,28 @@ def until(what, wanted, message="it is"):
         time.sleep(0.05)
 
 
+def blocks_in(lines):
+    """Those in host memory, as the events in lines of JSON have it."""
+    there = set()
+    for event in map(json.loads, lines.splitlines()):
+        if event["type"] == "AllBlocksCleared":
+            there.clear()
+        elif event["medium"] == "CPU":
+            (there.update if event["type"] == "BlockStored" else there.difference_update)(event["block_hashes"])
+    return there
+
+
 # ---- showing and judging ----
 
 def test_a_node_breaks_no_rule(engine, programs, tmp_path):
     record = tmp_path / "recording"
     p = programs(engine.options["kv_events_endpoint"], "--replay", engine.options["kv_events_replay_endpoint"], "--json",
-                 "--seconds", 4, "--record", record)
-    first = p.process.stdout.readline()                 # it has subscribed
+                 "--record", record)
+    until(lambda: p.said() != "", True, "it has subscribed:")
     load(engine, Prompts(1), 150)
     engine.quiet()
-    code, out, err = p.end(None)
-    out = first + out
+    until(lambda: blocks_in(p.said()), engine.tiers["CPU"], "it shows")
+    code, out, err = p.end()
     lines = [json.loads(line) for line in out.splitlines()]
     summary = lines.pop()["summary"]
     assert (code, err, summary["broken"]) == (0, "", {}), out[-2000:]
@@ -136,10 +157,8 @@ def test_a_node_breaks_no_rule(engine, programs, tmp_path):
 
 
 def test_each_broken_rule_is_said(fake, programs):
-    p = programs(fake.endpoint, "--seconds", 3)
-    for _ in range(100):                                # until it has subscribed
-        fake.send(CLEARED)
-        time.sleep(0.01)
+    p = programs(fake.endpoint)
+    until(lambda: (fake.send(CLEARED), p.said() != "")[1], True, "it has subscribed:")
     fake.send(stored([1, 2]), stored([1, 2]), removed([9]), stored([5], 4), stored([6], medium="SSD"),
               stored([7], tokens=[1, 2]), stored([8], 8), rank=0)
     fake.send(seq=1000)
@@ -148,7 +167,8 @@ def test_each_broken_rule_is_said(fake, programs):
     fake.send({"type": "BlockMoved"})
     fake.line({"raw": ["", "00", "90"]})
     fake.line({"raw": ["00"]})
-    code, out, err = p.end(None)
+    until(lambda: p.said().count("BROKEN frames"), 2, "broken frames:")
+    code, out, err = p.end()
     assert (code, err) == (1, "")
     for rule, times in {"twice": 2, "unknown": 1, "orphan": 1, "medium": 1, "tokens": 1, "chain": 1, "gap": 1, "order": 1,
                         "rank": 1, "batch": 1, "frames": 2}.items():
@@ -172,12 +192,13 @@ def test_bad_usage_and_bad_files(programs, tmp_path):
 
 def test_a_recording_is_played_to_a_router(engine, programs, indexer, tmp_path):
     prompts, record = Prompts(2), tmp_path / "recording"
-    p = programs(engine.options["kv_events_endpoint"], "--replay", engine.options["kv_events_replay_endpoint"], "--quiet",
+    p = programs(engine.options["kv_events_endpoint"], "--replay", engine.options["kv_events_replay_endpoint"], "--json",
                  "--record", record)
     load(engine, prompts, 100)
     engine.quiet()
-    time.sleep(3)
-    code, out, err = p.end()
+    until(lambda: blocks_in(p.said()), engine.tiers["CPU"], "it shows")
+    assert p.end()[0] == 0
+    code, out, err = programs("--play", record, "--quiet").end(None)
     assert code == 0 and f"host {len(engine.tiers['CPU'])} " in out, out
     p = programs("--play", record, "--publish", f"ipc://{tmp_path}/played", "--speed", 0)
     indexer.register(1, 0, f"ipc://{tmp_path}/played")
@@ -274,7 +295,8 @@ def test_merge_clears_what_is_lost(merged, fake, indexer):
 def test_merge_with_an_engine_that_began_anew(merged, fake, indexer):
     fake.stop()
     fake.start()
-    time.sleep(1)                                       # the subscription finds it
+    # Until the subscription finds it: what it says before is not heard.
+    until(lambda: (fake.send(CLEARED, seq=0), gpu_and_more(indexer))[1], (0, 24, 24))
     for _ in range(3):
         fake.send(stored([1, 2, 3], tokens=list(range(12))))
         fake.send(removed([1, 2, 3]))
