@@ -228,7 +228,10 @@ def daemon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[sub
 
 def start_daemon(running: list[subprocess.Popen]) -> None:
     running.append(subprocess.Popen([find_program(), "serve"]))
-    time.sleep(0.3)
+    end = time.monotonic() + 30
+    while subprocess.run([find_program(), "status"], capture_output=True).returncode:
+        assert running[-1].poll() is None and time.monotonic() < end, "the daemon does not serve"
+        time.sleep(0.02)
 
 
 @pytest.mark.parametrize("name", ["ours", "upstream", "ours-overlap", "ours-sync", "groups"])
