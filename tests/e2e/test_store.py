@@ -196,7 +196,8 @@ def test_a_server_that_is_killed_and_comes_back(daemon, daemon_that_stored, engi
 
     b = daemon("b", bucket)
     two = engine(b, "two").opened()
-    wait_until(lambda: two.scheduler.ask("match", seed=2, blocks=8)["matched"] == 8, within=40)
+    wait_until(lambda: two.scheduler.ask("match", seed=2, blocks=8)["matched"] == 8, within=40,
+               message=lambda: f"a: {store(a)}, b: {store(b)}, objects: {bucket.objects()}: it is not found")
     expect_loaded(two, two.get(2, list(range(20, 28))), 2, list(range(20, 28)))
     for d in (a, b):
         assert d.stop(within=20) == 0, d.log()
