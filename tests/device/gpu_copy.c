@@ -214,6 +214,18 @@ static void round_trip(struct rig *r, struct fk_copier *c, uint64_t *seed, enum 
     free(pages);
 }
 
+/* The driver that is none takes minutes under a sanitizer: two of the three each time. */
+static int skipped(size_t shape, int way)
+{
+#ifdef FK_FAKE_DRIVER
+    return (int)(shape + (size_t)way) % 3;
+#else
+    (void)shape;
+    (void)way;
+    return -1;
+#endif
+}
+
 static void test_shapes(void)
 {
     static const struct rig_shape shapes[] = {
@@ -249,7 +261,8 @@ static void test_shapes(void)
                           : (struct fk_copy_options){ .ctas = { 3, 1 }, .poll_layers = true,
                                                       .copy_engine = { way == 5, way == 5 } };
             for (int telling = TELL_NOTHING; telling <= TELL_EARLY; telling++)
-                round_trip(&r, c, &seed, (enum telling)telling);
+                if (telling != skipped(i, way))
+                    round_trip(&r, c, &seed, (enum telling)telling);
         }
         crowded = false;
         fk_copier_detach(c);
