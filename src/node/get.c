@@ -42,8 +42,7 @@ int fk_core_get(struct fk_core *core, uint64_t lease, uint32_t first, uint32_t n
     op->layerwise = args->layerwise;
     op->counter = args->counter;
     op->direct = core->instances.data[op->instance].direct && !op->layerwise;
-    /* Reads from SSD by the workers are in no order with other copies: pages that come early may be theirs next. */
-    op->early = args->early && !op->layerwise && !core->instances.data[op->instance].direct;
+    op->early = args->early && !op->layerwise;
     core->instances.data[op->instance].layered |= op->layerwise;
     uint32_t tick = core_tick_now(core, now_us);
     fk_index_used(&core->ix, l->entries, l->n, tick);

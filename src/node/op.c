@@ -132,12 +132,13 @@ static void report(struct fk_core *core, struct op *op, uint32_t flags)
     (void)fifo_push(&core->completions, c);
 }
 
-/* What is on its way will be there whatever happens to the operation; pins last until it is. */
+/* What is on its way will be there whatever happens to the operation; pins last until it is. Reads from SSD by the workers
+ * are in no order with other copies: pages that come early could be theirs next. */
 void core_op_early(struct fk_core *core, struct op *op)
 {
     const struct core_instance *in = &core->instances.data[op->instance];
 
-    if (!op->early || op->reported || op->status || op->n_wait || op->n_ready || op->next < op->n ||
+    if (!op->early || in->direct || op->reported || op->status || op->n_wait || op->n_ready || op->next < op->n ||
         op->limit < op->n)
         return;
     for (const struct job *j = op->jobs; j; j = j->next_of_op)

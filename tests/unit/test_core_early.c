@@ -153,7 +153,6 @@ static void not_with_direct_reads(void **state)
     settle(&r);
     uint64_t op = early_get(&r, 1, 8);
     struct fk_job *job = take(&r, 0);
-    assert_false(job->early);
     fk_core_job_on_its_way(r.core, job);
     assert_false(completed(&r, op));
     fk_core_job_done(r.core, job, 8, 0, r.now);
