@@ -220,8 +220,22 @@ static bool write_one(struct fk_depot *d, const struct candidate *c, uint64_t no
     return true;
 }
 
+/* What the store has lost is written again, if it is still here. */
+static void remember_lost(struct fk_depot *d)
+{
+    struct fk_store_lost lost[BATCH];
+    uint32_t n;
+
+    while ((n = fk_store_take_lost(d->p.store, lost, BATCH)) != 0)
+        for (uint32_t i = 0; i < n; i++)
+            for (size_t k = 0; k < d->spaces.len; k++)
+                if (d->spaces.data[k].pool && d->spaces.data[k].store_id == lost[i].space)
+                    remember(d, lost[i].key, lost[i].parent, d->spaces.data[k].id);
+}
+
 static void write_candidates(struct fk_depot *d, uint64_t now_us)
 {
+    remember_lost(d);
     while (d->ring_n && d->writes < d->p.max_writes && fk_store_writes(d->p.store)) {
         if (!write_one(d, &d->ring[d->ring_at], now_us))
             break;

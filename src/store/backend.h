@@ -29,6 +29,7 @@ struct fk_store_sure {
 struct fk_store_news {
     void (*found)(void *arg, struct fk_key key);
     void (*forget)(void *arg);          /* all that was known is not there any more */
+    void (*lost)(void *arg, struct fk_key key, struct fk_key parent);   /* after forget: put had said that it is there */
     void *arg;
     const bool *stop;                   /* looked at between objects: -ECANCELED */
 };
@@ -43,7 +44,7 @@ struct fk_store_backend {
 
     /* 0: the block's bytes are in buf. -ENOENT; -EBADMSG: not sound, and removed. */
     int (*get)(void *space, struct fk_key key, void *buf, struct fk_store_note *note);
-    /* 0; 1: it was there. -ECANCELED: not sure. */
+    /* 0; 1: it was there. -ECANCELED: not sure, or what it was written into is gone by then. */
     int (*put)(void *space, struct fk_key key, struct fk_key parent, const void *buf,
                const struct fk_store_note *note, const struct fk_store_sure *sure);
     /* Is the place there, is it still this store's, can it be written? */

@@ -299,10 +299,10 @@ static int objects_put(void *space, struct fk_key key, struct fk_key parent, con
         return rc;
     pthread_mutex_lock(&sp->lock);
     bool same = memcmp(sp->header.uuid, h.uuid, sizeof(h.uuid)) == 0;
-    if (same && (sp->pending.len == PENDING_MAX || fk_vec_push(&sp->pending, key)))
+    if (same && (sp->pending.len == PENDING_MAX || fk_vec_push(&sp->pending, ((struct object_written){ key, parent }))))
         fk_debug("store %s: no room to tell others of a block", sp->store->bucket.name);
     pthread_mutex_unlock(&sp->lock);
-    return same ? 0 : -ECANCELED;       /* a reset has come in between */
+    return same ? 0 : -ECANCELED;       /* into a generation that is no more */
 }
 
 /* ---- the scanner's ---- */
@@ -319,16 +319,44 @@ static int objects_probe(void *space, bool write)
         return object_put(sp->store, name, "FlexKV\n", 7);
     }
     int rc = header_get(sp, &h, &state);
-    return rc == -ENOENT ? 0 : rc;      /* somebody has emptied the bucket: follow makes another one */
+    return rc == -ENOENT ? 0 : rc;      /* somebody has emptied the bucket: follow, which comes next, makes another one */
 }
 
 static int begin_generation(struct object_space *sp, const struct store_header *h)
 {
     pthread_mutex_lock(&sp->lock);
     sp->header = *h;
-    sp->pending.len = 0;
+    sp->pending.len = sp->sure = 0;
     pthread_mutex_unlock(&sp->lock);
     return object_logs_begin(sp);
+}
+
+/*
+ * Another generation has come without our doing. What was written since the last look, maybe after the old one had gone,
+ * stands in nobody's log: who wrote it is told.
+ */
+static int change_generation(struct object_space *sp, const struct store_header *h, const struct fk_store_news *news)
+{
+    __typeof__(sp->pending) lost;
+
+    pthread_mutex_lock(&sp->lock);
+    sp->header = *h;                    /* from here on none is added to those */
+    lost = sp->pending;
+    memset(&sp->pending, 0, sizeof(sp->pending));
+    sp->sure = 0;
+    news->forget(news->arg);            /* before anything is written into the new one */
+    pthread_mutex_unlock(&sp->lock);
+    for (size_t i = 0; i < lost.len; i++)
+        news->lost(news->arg, lost.data[i].key, lost.data[i].parent);
+    fk_vec_free(&lost);
+    return object_logs_begin(sp);
+}
+
+static void note_sure(struct object_space *sp)
+{
+    pthread_mutex_lock(&sp->lock);
+    sp->sure = sp->pending.len;
+    pthread_mutex_unlock(&sp->lock);
 }
 
 static int objects_reset(void *space)
@@ -345,8 +373,9 @@ static int look_at_header(struct object_space *sp, const struct fk_store_news *n
 {
     struct store_header h, was = header_now(sp);
     enum store_state state;
-    int rc = header_get(sp, &h, &state);
 
+    note_sure(sp);
+    int rc = header_get(sp, &h, &state);
     if (rc == -ENOENT) {
         fk_warn("store %s: space %s is not there any more; it is begun anew", sp->store->bucket.name, was.name);
         rc = header_put(sp, was.name, was.fingerprint, was.block_bytes, &h);
@@ -355,8 +384,7 @@ static int look_at_header(struct object_space *sp, const struct fk_store_news *n
         return rc ? rc : -ESTALE;
     if (memcmp(h.uuid, was.uuid, sizeof(h.uuid)) == 0)
         return 0;
-    news->forget(news->arg);
-    return begin_generation(sp, &h);
+    return change_generation(sp, &h, news);
 }
 
 static int objects_follow(void *space, const struct fk_store_news *news)
@@ -372,8 +400,9 @@ static int objects_follow(void *space, const struct fk_store_news *news)
 static void objects_settle(void *space)
 {
     struct object_space *sp = space;
-    int rc = object_logs_tell(sp, true);
 
+    note_sure(sp);                      /* nobody is left to write it again */
+    int rc = object_logs_tell(sp, true);
     if (rc)
         fk_warn("store %s: the last blocks that were written are not known to others: %s", sp->store->bucket.name,
                 strerror(-rc));

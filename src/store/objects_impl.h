@@ -32,17 +32,20 @@ struct object_slot {
 /* How far a chapter has been read: all before log, and keys of that one. */
 struct object_reader { uint8_t uuid[16]; uint32_t log, keys; };
 
+struct object_written { struct fk_key key, parent; };
+
 struct object_space {
     struct object_store *store;
     char print[2 * 16 + 1];             /* the fingerprint */
     pthread_mutex_t lock;               /* header, pending */
     struct store_header header;         /* its uuid: the generation */
-    FK_VEC(struct fk_key) pending;      /* written, the scanner has not taken them yet */
+    FK_VEC(struct object_written) pending;      /* the scanner has not taken them yet */
 
     /* the scanner's alone */
     char generation[2 * 16 + 1];
     FK_VEC(struct object_slot) slots;
     FK_VEC(struct object_reader) readers;
+    size_t sure;                        /* so many of pending were written before the header was seen */
     FK_VEC(struct fk_key) queue;        /* to go into logs; those before queue_at have gone */
     size_t queue_at;
     uint8_t uuid[16];                   /* of our chapter */

@@ -244,16 +244,20 @@ static int put_log(struct object_space *sp)
     return 0;
 }
 
+/* Not those written since the header was seen: if it has gone since, nobody would find them. */
 static void take_pending(struct object_space *sp)
 {
     if (sp->queue_at < sp->queue.len)
         return;                         /* the last ones are not told of yet */
     sp->queue_at = sp->queue.len = 0;
     pthread_mutex_lock(&sp->lock);
-    for (size_t i = 0; i < sp->pending.len; i++)
-        if (fk_vec_push(&sp->queue, sp->pending.data[i]))
+    for (size_t i = 0; i < sp->sure; i++)
+        if (fk_vec_push(&sp->queue, sp->pending.data[i].key))
             break;                      /* no memory: others will not know of these */
-    sp->pending.len = 0;
+    sp->pending.len -= sp->sure;
+    if (sp->sure && sp->pending.len)
+        memmove(sp->pending.data, sp->pending.data + sp->sure, sp->pending.len * sizeof(*sp->pending.data));
+    sp->sure = 0;
     pthread_mutex_unlock(&sp->lock);
 }
 

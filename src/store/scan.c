@@ -62,18 +62,30 @@ static void forget(void *arg)
 {
     const struct news *n = arg;
 
+    atomic_fetch_add(&n->sp->forgotten, 1);     /* first: who writes looks at it when he has added his block */
     fk_prints_clear(n->sp->prints);
+}
+
+static void lost(void *arg, struct fk_key key, struct fk_key parent)
+{
+    const struct news *n = arg;
+
+    fk_prints_remove(n->sp->prints, key);
+    store_lose(n->s, n->sp, key, parent);
 }
 
 static int follow_space(struct fk_store *s, struct store_space *sp)
 {
     struct news n = { s, sp };
-    struct fk_store_news news = { found, forget, &n, &s->stop };
+    struct fk_store_news news = { found, forget, lost, &n, &s->stop };
     int rc = s->be->follow(sp->priv, &news);
 
     pthread_mutex_lock(&s->lock);
     s->stats.listed += rc > 0 ? (uint64_t)rc : 0;
+    bool tell = atomic_load(&s->any_lost) && !s->stop && s->p.wake;
     pthread_mutex_unlock(&s->lock);
+    if (tell)
+        s->p.wake(s->p.arg);
     return rc < 0 ? rc : 0;
 }
 
@@ -117,6 +129,17 @@ static void do_reset(struct fk_store *s, struct store_space *sp)
 
 /* ---- is it there ---- */
 
+/* A place that was away may have come back empty: what is known of it is set right before anybody uses it. */
+static int follow_all(struct fk_store *s)
+{
+    uint32_t n = s->be->follow ? atomic_load(&s->n_spaces) : 0;
+    int rc = 0;
+
+    for (uint32_t i = 0; i < n && !rc && !stopping(s); i++)
+        rc = follow_space(s, s->spaces[i]);
+    return rc;
+}
+
 static void probe_side(struct fk_store *s, struct store_side *side, bool write)
 {
     uint32_t n = atomic_load(&s->n_spaces);
@@ -124,6 +147,8 @@ static void probe_side(struct fk_store *s, struct store_side *side, bool write)
     if (!n)
         return;
     int rc = s->be->probe(s->spaces[0]->priv, write);
+    if (!rc && side->out)
+        rc = follow_all(s);
     uint64_t now = fk_clock_us();
     pthread_mutex_lock(&s->lock);
     if (!side->out) {

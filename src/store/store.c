@@ -202,6 +202,7 @@ void store_free(struct fk_store *s)
     pthread_cond_destroy(&s->scan_wake);
     pthread_cond_destroy(&s->changed);
     pthread_mutex_destroy(&s->lock);
+    fk_vec_free(&s->lost);
     free(s->items);
     free(s->done);
     free(s);
@@ -336,9 +337,21 @@ int fk_store_space(struct fk_store *s, const struct fk_store_space *d, uint32_t 
     return 0;
 }
 
+/* What is to be forgotten is not to be written again. With the lock. */
+static void drop_lost(struct fk_store *s, uint32_t space)
+{
+    size_t kept = s->lost_at;
+
+    for (size_t i = s->lost_at; i < s->lost.len; i++)
+        if (s->lost.data[i].space != space)
+            s->lost.data[kept++] = s->lost.data[i];
+    s->lost.len = kept;
+}
+
 void fk_store_reset(struct fk_store *s, uint32_t space)
 {
     pthread_mutex_lock(&s->lock);
+    drop_lost(s, space);
     atomic_store(&s->spaces[space]->resetting, true);
     atomic_fetch_add(&s->spaces[space]->epoch, 1);
     pthread_cond_signal(&s->scan_wake);
@@ -433,6 +446,23 @@ uint32_t fk_store_take(struct fk_store *s, struct fk_store_done *out, uint32_t m
     for (; n < max && s->done_n; s->done_n--) {
         out[n++] = s->done[s->done_at];
         s->done_at = (s->done_at + 1) % s->done_cap;
+    }
+    pthread_mutex_unlock(&s->lock);
+    return n;
+}
+
+uint32_t fk_store_take_lost(struct fk_store *s, struct fk_store_lost *out, uint32_t max)
+{
+    uint32_t n = 0;
+
+    if (!atomic_load(&s->any_lost))
+        return 0;
+    pthread_mutex_lock(&s->lock);
+    while (n < max && s->lost_at < s->lost.len)
+        out[n++] = s->lost.data[s->lost_at++];
+    if (s->lost_at == s->lost.len) {
+        s->lost_at = s->lost.len = 0;
+        atomic_store(&s->any_lost, false);
     }
     pthread_mutex_unlock(&s->lock);
     return n;

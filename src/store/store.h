@@ -122,6 +122,13 @@ uint32_t fk_store_take(struct fk_store *store, struct fk_store_done *out, uint32
 uint64_t fk_store_next_wakeup(struct fk_store *store);  /* UINT64_MAX: none */
 
 /*
+ * Blocks that were written, and that nobody will find: the place was emptied, or reset by another node, at that time.
+ * Who still has one may write it again. Others than these are forgotten without a word when that happens.
+ */
+struct fk_store_lost { uint32_t space; struct fk_key key, parent; };
+uint32_t fk_store_take_lost(struct fk_store *store, struct fk_store_lost *out, uint32_t max);
+
+/*
  * All blocks of the space are forgotten, by all nodes: from now on nothing is read that was written before. It is
  * carried out in the background; until then the space is neither read nor written.
  */

@@ -40,6 +40,7 @@ struct store_space {
     _Atomic uint32_t epoch;             /* resets asked for */
     uint32_t reset_done;                /* epoch that the backend has carried out; under lock */
     _Atomic bool resetting;
+    _Atomic uint32_t forgotten;         /* how often all was forgotten that was known */
 };
 
 /* Reading or writing: in use, or out until a time. Under lock; out is read without. */
@@ -71,6 +72,10 @@ struct fk_store {
     struct fk_store_done *done;         /* a ring of 2 * max_queued */
     uint32_t done_at, done_n, done_cap;
 
+    FK_VEC(struct fk_store_lost) lost;  /* those before lost_at have been taken */
+    size_t lost_at;
+    _Atomic bool any_lost;              /* read without the lock */
+
     uint32_t reads_in;                  /* that have not been reported */
     uint64_t busy_since_us, busy_bytes; /* a window in which there were some */
     struct fk_rate byte;                /* what one takes */
@@ -96,6 +101,7 @@ void *store_worker(void *arg);
 void store_expire(struct fk_store *s, uint64_t now_us);         /* with the lock */
 void store_enqueue(struct fk_store *s, struct store_item *item);        /* with the lock */
 void store_drop_queued(struct fk_store *s);             /* with the lock */
+void store_lose(struct fk_store *s, struct store_space *sp, struct fk_key key, struct fk_key parent);   /* without */
 void store_thread_gone(struct fk_store *s);             /* the thread's last act */
 /* What the side's request or probe came to; with the lock. */
 void store_side_note(struct fk_store *s, struct store_side *side, int rc, uint64_t now_us);

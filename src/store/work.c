@@ -9,6 +9,7 @@
 #include "base/plant.h"
 
 #define MAX_BACKOFF 32u
+#define LOST_MAX 65536u                 /* as many as a depot remembers */
 #define WINDOW_US 20000u                /* what a block takes is measured over that, or till nothing is asked for */
 
 /* ---- out of use ---- */
@@ -197,23 +198,53 @@ void store_expire(struct fk_store *s, uint64_t now)
 
 /* ---- the threads ---- */
 
-struct writing { struct fk_store *s; const struct store_item *i; const struct store_space *sp; };
+struct writing { struct fk_store *s; const struct store_item *i; const struct store_space *sp; bool refused; };
 
 /* Right before others can see it. A thread that hung till after closing asks nobody any more. */
 static bool is_sure(void *arg, uint64_t user)
 {
-    const struct writing *w = arg;
+    struct writing *w = arg;
     struct fk_store *s = w->s;
 
-    if (__atomic_load_n(&s->stop, __ATOMIC_ACQUIRE) || w->i->epoch != atomic_load(&w->sp->epoch))
-        return false;
-    return !s->p.sure || s->p.sure(s->p.arg, user);
+    w->refused = __atomic_load_n(&s->stop, __ATOMIC_ACQUIRE) || w->i->epoch != atomic_load(&w->sp->epoch) ||
+                 (s->p.sure && !s->p.sure(s->p.arg, user));
+    return !w->refused;
+}
+
+void store_lose(struct fk_store *s, struct store_space *sp, struct fk_key key, struct fk_key parent)
+{
+    struct fk_store_lost lost = { .key = key, .parent = parent };
+
+    pthread_mutex_lock(&s->lock);
+    while (s->spaces[lost.space] != sp)
+        lost.space++;
+    bool room = s->lost.len < LOST_MAX && !atomic_load(&sp->resetting) && !fk_vec_push(&s->lost, lost);
+    if (room)
+        atomic_store(&s->any_lost, true);
+    pthread_mutex_unlock(&s->lock);
+}
+
+/* While it was written all was forgotten that there was: it may be with that, which nobody finds. */
+static int write_one(struct fk_store *s, struct store_item *i, struct store_space *sp, const struct fk_store_note *note)
+{
+    struct writing w = { s, i, sp, false };
+    struct fk_store_sure sure = { is_sure, &w, i->req.user };
+    uint32_t forgotten = atomic_load(&sp->forgotten);
+    int rc = s->be->put(sp->priv, i->req.key, i->req.parent, i->req.buf, note, &sure);
+
+    if (rc >= 0 && fk_prints_add(sp->prints, i->req.key) < 0)
+        fk_debug("store %s: no memory to note a block", s->path);
+    if (rc >= 0 && forgotten != atomic_load(&sp->forgotten)) {
+        fk_prints_remove(sp->prints, i->req.key);
+        rc = -ECANCELED;
+    }
+    if (rc == -ECANCELED && !w.refused && i->epoch == atomic_load(&sp->epoch))
+        store_lose(s, sp, i->req.key, i->req.parent);
+    return rc;
 }
 
 static int carry_out(struct fk_store *s, struct store_item *i, struct store_space *sp)
 {
-    struct writing w = { s, i, sp };
-    struct fk_store_sure sure = { is_sure, &w, i->req.user };
     struct fk_store_note note = { i->req.note, i->req.note ? i->req.note_bytes : 0 };
     int rc;
 
@@ -225,9 +256,7 @@ static int carry_out(struct fk_store *s, struct store_item *i, struct store_spac
         if (rc == -ENOENT || rc == -EBADMSG)
             fk_prints_remove(sp->prints, i->req.key);
     } else {
-        rc = s->be->put(sp->priv, i->req.key, i->req.parent, i->req.buf, &note, &sure);
-        if (rc >= 0 && fk_prints_add(sp->prints, i->req.key) < 0)
-            fk_debug("store %s: no memory to note a block", s->path);
+        rc = write_one(s, i, sp, &note);
     }
     /* Reset meanwhile: what was read is from before; what was written the backend has put aside, or takes for new. */
     if (i->epoch != atomic_load(&sp->epoch))

@@ -204,6 +204,25 @@ def test_a_server_that_is_killed_and_comes_back(daemon, daemon_that_stored, engi
 
 
 @pytest.mark.bucket
+def test_a_bucket_that_somebody_empties(daemon, engine, bucket):                        # noqa: F811
+    """What is written before that is seen is written once more, where others find it."""
+    a = daemon("a", bucket, remote_scan_ms=6000)
+    one = engine(a, "one").opened()
+    bucket.do("empty")
+    expect_stored(one.put(1, list(range(8))), 8)
+    wait_until(lambda: store(a)["written_blocks"] >= 8)
+
+    b = daemon("b", bucket)
+    two = engine(b, "two").opened()
+    wait_until(lambda: two.scheduler.ask("match", seed=1, blocks=8)["matched"] == 8, within=40,
+               message=lambda: f"a: {store(a)}, b: {store(b)}, objects: {bucket.objects()}: it is not found")
+    expect_loaded(two, two.get(1, list(range(20, 28))), 1, list(range(20, 28)))
+    assert store(a)["blocks"] == 8 and store(a)["outs"] == 0
+    for d in (a, b):
+        assert d.stop(within=20) == 0, d.log()
+
+
+@pytest.mark.bucket
 def test_a_server_that_stands_still(daemon_that_stored, bucket):
     a, one = daemon_that_stored(bucket)
     with stopped(bucket.process):

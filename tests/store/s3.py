@@ -4,6 +4,7 @@
                                    killed. locked: for those alone who have the key that it says
   s3.py spoil PORT PREFIX N        flips a bit in N blocks under PREFIX/data
   s3.py drop PORT PREFIX           removes all blocks under PREFIX/data (not the logs)
+  s3.py empty PORT PREFIX          removes all objects
   s3.py list PORT PREFIX           names of all objects
 """
 import sys
@@ -68,6 +69,9 @@ if __name__ == "__main__":
         sys.exit(len(chosen) != int(rest[2]))
     elif what == "drop":
         for name in blocks(s3, rest[1]):
+            s3.delete_object(Bucket=BUCKET, Key=name)
+    elif what == "empty":
+        for name in names(s3, rest[1]):
             s3.delete_object(Bucket=BUCKET, Key=name)
     elif what == "list":
         print("\n".join(names(s3, rest[1])))

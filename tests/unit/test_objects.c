@@ -21,6 +21,7 @@ static struct {
     int rc;
     uint64_t gets, puts, asks;
     _Atomic bool hang;                  /* every call ends at its deadline */
+    void (*at_exists)(void);            /* called once, in the thread that asks */
 } bucket = { .lock = PTHREAD_MUTEX_INITIALIZER };
 
 static void empty_bucket(void)
@@ -148,7 +149,11 @@ static int mem_put(void *client, const char *name, const struct iovec *from, int
 static int mem_exists(void *client, const char *name, uint64_t deadline_us)
 {
     int rc = trouble(name, deadline_us);
+    void (*hook)(void) = bucket.at_exists;
 
+    bucket.at_exists = NULL;
+    if (hook)
+        hook();
     pthread_mutex_lock(&bucket.lock);
     bool there = find(name) != NULL;
     bucket.asks++;
@@ -402,6 +407,142 @@ static void an_emptied_bucket_is_begun_anew(void **state)
     rig_close(&b);
 }
 
+/* Takes what was lost: so many blocks, from that number on. */
+static void expect_lost(struct rig *r, uint64_t from, uint32_t n)
+{
+    struct fk_store_lost lost[16];
+
+    assert_int_equal(fk_store_take_lost(r->store, lost, 16), n);
+    for (uint32_t i = 0; i < n; i++) {
+        assert_int_equal(lost[i].space, r->space);
+        assert_true(fk_key_equal(lost[i].key, key_of(from + i)));
+        assert_false(knows(r, from + i));
+    }
+    assert_int_equal(fk_store_take_lost(r->store, lost, 16), 0);
+}
+
+/* It is not used before the new generation is there, so what waited for it is told to others. */
+static void a_bucket_that_comes_back_empty(void **state)
+{
+    struct rig a, b;
+
+    for (int writes_first = 0; writes_first < 2; writes_first++) {
+        open_one(&a);
+        write_block(&a, 1);
+        fail_for("kv/", -EIO);
+        for (uint64_t i = 2; i < 6; i++)
+            assert_int_equal(writes_first ? write_block(&a, i) : read_block(&a, 1), -EIO);
+        assert_false(writes_first ? fk_store_writes(a.store) : fk_store_reads(a.store));
+        empty_bucket();
+        fail_for("", 0);
+        wait_until(fk_store_reads(a.store) && fk_store_writes(a.store));    /* without a scan */
+        assert_int_equal(count("/header"), 1);
+        assert_false(knows(&a, 1));
+        for (uint64_t i = 2; i < 6; i++)
+            assert_int_equal(write_block(&a, i), 0);
+        rig_scan(&a);
+        open_one(&b);
+        assert_int_equal(stats_of_store(&a).blocks, 4);
+        assert_int_equal(stats_of_store(&b).blocks, 4);
+        rig_close(&a);
+        rig_close(&b);
+        empty_bucket();
+    }
+}
+
+/* Written when the bucket had been emptied already, or reset by another: it is in nobody's log. */
+static void what_is_written_into_nothing_is_lost(void **state)
+{
+    struct rig a, b;
+
+    open_one(&a);
+    open_one(&b);
+    write_block(&a, 1);
+    rig_scan(&a);
+    empty_bucket();
+    assert_int_equal(write_block(&a, 2), 0);
+    assert_int_equal(write_block(&a, 3), 0);
+    rig_scan(&a);
+    expect_lost(&a, 2, 2);
+    rig_scan(&b);
+    fk_store_reset(b.store, b.space);
+    assert_int_equal(fk_store_reset_wait(b.store, WAIT_US), 0);
+    assert_int_equal(write_block(&a, 2), 0);
+    rig_scan(&a);
+    expect_lost(&a, 2, 1);
+    assert_int_equal(write_block(&a, 2), 0);
+    rig_scan(&a);
+    rig_scan(&b);
+    expect_lost(&a, 2, 0);
+    assert_int_equal(knows(&b, 2) ? read_block(&b, 2) : -1, 0);
+    empty_bucket();
+    assert_int_equal(write_block(&a, 4), 0);
+    fk_store_reset(a.store, a.space);   /* what one's own reset takes away is not lost */
+    assert_int_equal(fk_store_reset_wait(a.store, WAIT_US), 0);
+    rig_scan(&a);
+    expect_lost(&a, 4, 0);
+    rig_close(&a);
+    rig_close(&b);
+}
+
+static struct rig *shared_rig;
+static _Atomic int scan_rc;
+
+/* Asked in the midst of a write. */
+static bool emptied_meanwhile(void *arg, uint64_t user)
+{
+    if (arg == &scan_rc && atomic_exchange(&scan_rc, 0) == 1) {
+        empty_bucket();
+        atomic_store(&scan_rc, fk_store_scan(shared_rig->store, WAIT_US));
+    }
+    return true;
+}
+
+static void what_is_being_written_when_it_is_emptied(void **state)
+{
+    struct fk_store_params p = bucket_params();
+    struct rig a;
+
+    p.sure = emptied_meanwhile;
+    p.arg = &scan_rc;
+    shared_rig = &a;
+    rig_open_at(&a, "bucket", &p);
+    rig_scan(&a);
+    atomic_store(&scan_rc, 1);
+    assert_int_equal(write_block(&a, 1), -ECANCELED);
+    assert_int_equal(scan_rc, 0);
+    assert_int_equal(stats_of_store(&a).write_blocks, 0);
+    expect_lost(&a, 1, 1);
+    assert_int_equal(write_block(&a, 1), 0);
+    rig_scan(&a);
+    expect_lost(&a, 1, 0);
+    assert_int_equal(read_block(&a, 1), 0);
+    rig_close(&a);
+}
+
+static void empty_and_write(void)
+{
+    empty_bucket();
+    (void)write_block(shared_rig, 2);
+}
+
+/* After the scan has seen the header, before it tells others what was written. */
+static void emptied_in_the_midst_of_a_scan(void **state)
+{
+    struct rig a;
+
+    open_one(&a);
+    write_block(&a, 1);
+    shared_rig = &a;
+    bucket.at_exists = empty_and_write;
+    rig_scan(&a);
+    assert_null(bucket.at_exists);
+    assert_true(knows(&a, 2));
+    rig_scan(&a);
+    expect_lost(&a, 2, 1);
+    rig_close(&a);
+}
+
 /* ---- what is not good ---- */
 
 static void bad_objects_are_misses(void **state)
@@ -575,6 +716,10 @@ int main(void)
         test(taken_for_dead_by_mistake),
         test(a_reset_is_for_all),
         test(an_emptied_bucket_is_begun_anew),
+        test(a_bucket_that_comes_back_empty),
+        test(what_is_written_into_nothing_is_lost),
+        test(what_is_being_written_when_it_is_emptied),
+        test(emptied_in_the_midst_of_a_scan),
         test(bad_objects_are_misses),
         test(damaged_logs_and_heads),
         test(trouble_with_a_log_is_not_the_end_of_it),
