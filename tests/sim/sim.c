@@ -107,7 +107,7 @@ static void step(struct sim *s)
 /* ---- one seed ------------------------------------------------------------------------------------- */
 
 static struct totals {
-    uint64_t seeds, steps, got, failed, put, ops, crashes, found, busy, evictions, reads;
+    uint64_t seeds, steps, got, failed, put, ops, crashes, found, busy, evictions, reads, early;
 } totals;
 
 static void world_free(struct sim *s)
@@ -154,6 +154,7 @@ static uint64_t play(uint64_t seed, uint64_t steps, bool verbose)
     t->busy += s->busy_pages;
     t->evictions += s->evictions;
     t->reads += s->ssd_reads;
+    t->early += s->early_ops;
     trace = s->trace;
     driver_plays(seed, NULL, 0);
     world_free(s);
@@ -167,11 +168,11 @@ static void print_totals(double seconds)
     const struct totals *t = &totals;
 
     printf("sim: ok: %llu seeds, %llu steps in %.2f s, %.0f steps/s\n"
-           "sim: %llu operations, blocks: %llu put, %llu got, %llu not got, %llu read from ssd, "
+           "sim: %llu operations (%llu gets early), blocks: %llu put, %llu got, %llu not got, %llu read from ssd, "
            "%llu removed; %llu crashes, %llu blocks found again, %llu left pages busy\n",
            (unsigned long long)t->seeds, (unsigned long long)t->steps, seconds,
-           (double)t->steps / seconds, (unsigned long long)t->ops, (unsigned long long)t->put,
-           (unsigned long long)t->got, (unsigned long long)t->failed,
+           (double)t->steps / seconds, (unsigned long long)t->ops, (unsigned long long)t->early,
+           (unsigned long long)t->put, (unsigned long long)t->got, (unsigned long long)t->failed,
            (unsigned long long)t->reads, (unsigned long long)t->evictions,
            (unsigned long long)t->crashes, (unsigned long long)t->found,
            (unsigned long long)t->busy);

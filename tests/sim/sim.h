@@ -50,6 +50,7 @@ struct sim_config {
     uint32_t agent_us, device_errors;
     uint64_t device_retry_us;
     uint32_t quiet_every, scan_every;
+    uint32_t early;                         /* gets may be reported early: of so many steps of a job one says so; 0: none */
 };
 
 struct sim_key {
@@ -78,6 +79,9 @@ struct sim_op {
     uint32_t under_way;                     /* blocks (bits) that another put was storing */
     uint32_t epoch_floor;
     uint32_t jobs_out;                      /* jobs under way on its pages */
+    bool early, arriving;                   /* it may be reported early; it was, and bytes are still to come */
+    uint32_t arrived;                       /* blocks (bits) that are in place on all ranks */
+    uint32_t dead_ranks;                    /* bits: their bytes will not come */
     uint32_t keys[SIM_MAX_CHAIN], pages[SIM_MAX_CHAIN];
     int8_t *results;
 };
@@ -104,11 +108,12 @@ struct sim_job_use {
     struct fk_job *job;
     uint32_t space, n, ranks_done, min_ok;
     bool to_engine, bad;                    /* bad: a rank found wrong bytes in memory */
+    uint32_t sure;                          /* ranks that have said that it is on its way */
     uint32_t slots[SIM_MAX_CHAIN * 8], ops[SIM_MAX_CHAIN * 8], blocks[SIM_MAX_CHAIN * 8];
     uint32_t epoch;
 };
 
-struct sim_agent_job { struct fk_job *job; uint32_t pos, fail_at; uint64_t next; int status; };
+struct sim_agent_job { struct fk_job *job; uint32_t pos, fail_at; uint64_t next; int status; bool sure; };
 struct sim_agent {
     uint32_t n, lag_us;
     uint64_t stalled_until;
@@ -154,6 +159,7 @@ enum sim_call { SIM_CALL_MATCH, SIM_CALL_GET, SIM_CALL_PUT, SIM_CALL_PREFETCH, S
 
 struct sim {
     uint64_t seed, rng, step, now, trace;
+    uint64_t early_rng;                     /* of its own: worlds without early gets are the same as ever */
     bool verbose;
     bool no_self_check;                     /* leave out the core's own opinion of itself */
     bool tables_damaged;                    /* an open may refuse the store */
@@ -184,7 +190,7 @@ struct sim {
     uint32_t call_group, call_space;        /* who caused the current call: for guarantees */
     FK_VEC(struct fk_core_found) found;
     uint64_t done_ops, got_blocks, put_blocks, failed_blocks, crashes, found_blocks;
-    uint64_t dirs_out_seen, faults_hit, busy_pages, evictions, ssd_reads;
+    uint64_t dirs_out_seen, faults_hit, busy_pages, evictions, ssd_reads, early_ops;
 };
 
 /* ---- sim.c ---- */
@@ -197,6 +203,10 @@ static inline bool sim_chance(struct sim *s, uint32_t one_in) { return sim_below
 static inline uint32_t sim_range(struct sim *s, uint32_t a, uint32_t b)
 {
     return a + sim_below(s, b - a + 1);
+}
+static inline bool sim_early_chance(struct sim *s, uint32_t one_in)
+{
+    return fk_rng_below(&s->early_rng, one_in) == 0;
 }
 static inline void sim_mix(struct sim *s, uint64_t v)
 {
@@ -231,6 +241,8 @@ void sim_new_prompt(struct sim *s, uint32_t space);
 void sim_caller_step(struct sim *s);            /* one random request */
 void sim_completion(struct sim *s, const struct flexkv_completion *c);
 void sim_op_job_over(struct sim *s, uint32_t op);
+/* What of it is not in place yet, all ranks have said is on its way, and none has failed since. */
+bool sim_op_sure(const struct sim *s, const struct sim_op *op);
 void sim_op_let_go(struct sim *s, struct sim_op *op, uint32_t blocks);
 void sim_expire_leases(struct sim *s);
 void sim_read_failed(struct sim *s, uint32_t key);

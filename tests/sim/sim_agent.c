@@ -1,7 +1,8 @@
 /*
  * sim_agent.c - simulated copy engines: one per space and rank. An agent takes jobs, copies
  * block by block with random pauses, sees a cancel between blocks, may fail part of a job,
- * lag behind the other ranks, or hang past every deadline.
+ * lag behind the other ranks, or hang past every deadline. Of a job of an early get it may say that
+ * it is on its way: then it copies all of it, whatever is cancelled, but as late as it likes.
  * Touches simulated pages and pools, and the core's job calls. Caller: sim.c's step loop.
  */
 #include "sim.h"
@@ -49,9 +50,12 @@ static void use_end(struct sim *s, struct sim_job_use *u)
 
     for (uint32_t i = 0; i < u->n; i++)
         sim_unuse(&sp->cpu_use[u->slots[i]], !u->to_engine);
-    for (uint32_t i = 0; i < u->n; i++)
-        if (u->ops[i] != FK_NONE)
-            sim_op_let_go(s, &s->ops[u->ops[i]], 1u << u->blocks[i]);
+    for (uint32_t i = 0; i < u->n; i++) {
+        if (u->ops[i] == FK_NONE)
+            continue;
+        sim_op_let_go(s, &s->ops[u->ops[i]], 1u << u->blocks[i]);
+        s->ops[u->ops[i]].arrived |= (uint32_t)(i < u->min_ok) << u->blocks[i];
+    }
     for (uint32_t i = 0; i < u->n; i++)
         if (u->ops[i] != FK_NONE && (i == 0 || u->ops[i] != u->ops[i - 1]))
             sim_op_job_over(s, u->ops[i]);
@@ -119,9 +123,10 @@ static bool agent_take(struct sim *s, struct sim_space *sp, uint32_t rank)
 
     if (!job)
         return false;
-    SIM_TRACE(s, "agent space %u rank %u takes job %u: %s %u blocks%s", (unsigned)(sp - s->space),
-              rank, job->id, job->to_engine ? "get" : "put", job->n,
+    SIM_TRACE(s, "agent space %u rank %u takes job %u: %s %u blocks%s%s", (unsigned)(sp - s->space),
+              rank, job->id, job->to_engine ? "get" : "put", job->n, job->early ? " early" : "",
               atomic_load(&job->cancelled) ? " (cancelled)" : "");
+    SIM_CHECK(s, !job->early || (job->to_engine && !job->layerwise), "job %u may not be early", job->id);
     for (uint32_t i = 0; i < a->n; i++)
         SIM_CHECK(s, a->jobs[i].job != job, "job %u given twice to rank %u", job->id, rank);
     if (!use_find(s, job))
@@ -154,10 +159,55 @@ static void copy_block(struct sim *s, struct sim_space *sp, uint32_t rank,
     SIM_CHECK(s, sp->page[page].op != FK_NONE, "page %u of space %u copied after its operation "
               "ended", page, u->space);
     SIM_CHECK(s, sp->page[page].op == u->ops[i], "page %u copied for another operation", page);
+    SIM_CHECK(s, !s->ops[u->ops[i]].arriving || !atomic_load(&job->cancelled),
+              "job %u is cancelled, and its get was reported", job->id);
     if (job->to_engine)
         memcpy(mem, slice, bytes);
     else
         memcpy(slice, mem, bytes);
+}
+
+/* From here on nothing but its death keeps the rank from copying all of the job. */
+static void say_on_its_way(struct sim *s, struct sim_space *sp, uint32_t rank, struct sim_agent_job *j)
+{
+    struct sim_job_use *u = use_find(s, j->job);
+    struct sim_op *op = &s->ops[u->ops[0]];
+    uint64_t late = s->config.core.op_timeout_us + s->config.core.cancel_grace_us;
+
+    SIM_TRACE(s, "agent space %u rank %u job %u is on its way after %u/%u", u->space, rank, j->job->id,
+              j->pos, j->job->n);
+    j->sure = true;
+    u->sure++;
+    sim_expire_leases(s);
+    fk_core_job_on_its_way(s->core, j->job);
+    sim_after(s, SIM_CALL_JOB);
+    SIM_CHECK(s, !op->open || atomic_load(&j->job->cancelled) || !sim_op_sure(s, op),
+              "all of an early get is on its way, and nobody is told");
+    j->next = s->now + fk_rng_below(&s->early_rng, sim_early_chance(s, 3) ? 1000 : 2);
+    if (s->config.stalls && sim_early_chance(s, 12))
+        sp->agent[rank].stalled_until = s->now + 1 + fk_rng_below(&s->early_rng, (uint32_t)late * 2);
+}
+
+/* It may be stopped already, which a worker in another process does not see at once. */
+static bool may_be_sure(struct sim *s, const struct sim_agent_job *j)
+{
+    const struct sim_job_use *u = use_find(s, j->job);
+    bool whole = true;
+
+    if (!j->job->early || j->sure || j->fail_at != FK_NONE)
+        return false;
+    for (uint32_t i = 0; i < u->n; i++)
+        whole &= u->ops[i] != FK_NONE;
+    return whole && sim_early_chance(s, s->config.early);
+}
+
+/* The GPU is lost, with the copies that were queued there. */
+static void device_fails(struct sim *s, struct sim_agent *a, uint32_t rank, uint32_t i)
+{
+    struct sim_op *op = &s->ops[use_find(s, a->jobs[i].job)->ops[0]];
+
+    op->dead_ranks |= (uint32_t)op->arriving << rank;
+    job_over(s, a, i, a->jobs[i].pos, -EIO);
 }
 
 static void job_step(struct sim *s, struct sim_space *sp, uint32_t rank, uint32_t i)
@@ -165,11 +215,20 @@ static void job_step(struct sim *s, struct sim_space *sp, uint32_t rank, uint32_
     struct sim_agent *a = &sp->agent[rank];
     struct sim_agent_job *j = &a->jobs[i];
 
-    if (atomic_load(&j->job->cancelled) && !sim_chance(s, 8)) {
+    if (may_be_sure(s, j)) {
+        say_on_its_way(s, sp, rank, j);
+        return;
+    }
+    if (j->sure && s->config.agent_faults && sim_early_chance(s, 40)) {
+        device_fails(s, a, rank, i);
+        return;
+    }
+    bool cancelled = !j->sure && atomic_load(&j->job->cancelled);
+    if (cancelled && !sim_chance(s, 8)) {
         job_over(s, a, i, j->pos, -ECANCELED);
     } else if (j->pos == j->fail_at) {
         job_over(s, a, i, j->pos, j->status);
-    } else if (atomic_load(&j->job->cancelled) && sp->page[j->job->pages[j->pos]].op == FK_NONE) {
+    } else if (cancelled && sp->page[j->job->pages[j->pos]].op == FK_NONE) {
         job_over(s, a, i, j->pos, -ECANCELED);
     } else {
         copy_block(s, sp, rank, j->job, j->pos++);
@@ -189,8 +248,10 @@ void sim_agent_dies(struct sim *s)
 
     SIM_TRACE(s, "agent space %u rank %u dies", at, rank);
     for (uint32_t i = 0; i < SIM_MAX_OPS; i++)
-        if (s->ops[i].space == at)
+        if (s->ops[i].space == at) {
             sim_op_let_go(s, &s->ops[i], ~0u);
+            s->ops[i].dead_ranks |= (uint32_t)s->ops[i].arriving << rank;
+        }
     sim_expire_leases(s);
     fk_core_fail_ops(s->core, sp->instance, -ENOTCONN, s->now);
     sim_after(s, SIM_CALL_CANCEL);

@@ -1,7 +1,8 @@
 /*
  * sim_caller.c - the inference engines: prompts with shared prefixes, leases, gets, puts,
  * prefetches, cancels. Checks each answer, and reuses an operation's pages the moment it is
- * over. Touches pages, the model and the core's calls. Caller: sim.c's step loop.
+ * over - of a get that is reported early, when its bytes have arrived. Touches pages, the model and the
+ * core's calls. Caller: sim.c's step loop.
  */
 #include "sim.h"
 
@@ -149,11 +150,45 @@ void sim_read_failed(struct sim *s, uint32_t key)
                 sim_op_let_go(s, &s->ops[i], 1u << b);
 }
 
+/* The first n blocks, on all ranks that live. */
+static void check_got_bytes(struct sim *s, const struct sim_op *op, uint32_t n)
+{
+    const struct sim_space *sp = &s->space[op->space];
+    uint32_t bytes = sp->config->slice_bytes;
+
+    for (uint32_t i = 0; i < n; i++)
+        for (uint32_t r = 0; r < sp->config->ranks; r++)
+            SIM_CHECK(s, (op->dead_ranks >> r & 1) ||
+                             sim_bytes_ok(s, &s->keys.data[op->keys[i]], r, op->epoch_floor,
+                                          sp->mem[r] + (uint64_t)op->pages[i] * bytes, bytes),
+                      "wrong bytes: get of key %u (block %u, rank %u) gave other bytes",
+                      op->keys[i], i, r);
+}
+
+/* Of a get that was reported early: now the engine's streams go on. */
 void sim_op_job_over(struct sim *s, uint32_t i)
 {
     struct sim_op *op = &s->ops[i];
 
-    op->jobs_out--;
+    if (--op->jobs_out || !op->arriving)
+        return;
+    SIM_TRACE(s, "  all of op %u has arrived", i);
+    op->arriving = false;
+    check_got_bytes(s, op, op->n);
+    pages_give_back(s, op);
+}
+
+bool sim_op_sure(const struct sim *s, const struct sim_op *op)
+{
+    uint32_t sure = op->arrived;
+
+    for (size_t k = 0; k < s->job_uses.len; k++) {
+        const struct sim_job_use *u = &s->job_uses.data[k];
+        bool all = u->sure == s->space[u->space].config->ranks && u->min_ok == u->n;
+        for (uint32_t i = 0; i < u->n && all; i++)
+            sure |= (uint32_t)(u->ops[i] == (uint32_t)(op - s->ops)) << u->blocks[i];
+    }
+    return sure == (uint32_t)((1ull << op->n) - 1);
 }
 
 /* Hung workers have let go at last: pages that were left busy can be used again. */
@@ -226,23 +261,6 @@ static void check_status_lawful(struct sim *s, const struct sim_op *op,
                   "get of leased blocks failed (%d) although nothing went wrong", c->status);
 }
 
-static void check_got_bytes(struct sim *s, const struct sim_op *op,
-                            const struct flexkv_completion *c)
-{
-    const struct sim_space *sp = &s->space[op->space];
-    uint32_t bytes = sp->config->slice_bytes;
-
-    for (uint32_t i = 0; i < c->blocks_ok; i++)
-        for (uint32_t r = 0; r < sp->config->ranks; r++)
-            SIM_CHECK(s, sim_bytes_ok(s, &s->keys.data[op->keys[i]], r,
-                                      op->epoch_floor,
-                                      sp->mem[r] + (uint64_t)op->pages[i] * bytes, bytes),
-                      "wrong bytes: get of key %u (block %u, rank %u) gave other bytes",
-                      op->keys[i], i, r);
-    s->got_blocks += c->blocks_ok;
-    s->failed_blocks += op->n - c->blocks_ok;
-}
-
 /* Stored means: a whole put of it was seen, or another one was under way when this began. */
 static void check_put(struct sim *s, const struct sim_op *op, const struct flexkv_completion *c)
 {
@@ -255,10 +273,29 @@ static void check_put(struct sim *s, const struct sim_op *op, const struct flexk
     s->put_blocks += c->blocks_ok;
 }
 
+/* The bytes are looked at when the last job is over: sim_op_job_over. */
+static void check_early(struct sim *s, const struct sim_op *op, const struct flexkv_completion *c)
+{
+    SIM_CHECK(s, op->early, "reported early, and nobody asked");
+    SIM_CHECK(s, !op->cancelled, "reported early, and it was cancelled");
+    SIM_CHECK(s, c->flags == FLEXKV_COMPLETION_EARLY && c->status == 0,
+              "reported early: status %d, flags %x", c->status, c->flags);
+    SIM_CHECK(s, op->jobs_out, "reported early, and no job is under way");
+    SIM_CHECK(s, sim_op_sure(s, op), "reported early, and not all of it is on its way");
+}
+
+static void count_got(struct sim *s, const struct flexkv_completion *c)
+{
+    if (c->kind != FLEXKV_OP_GET)
+        return;
+    s->got_blocks += c->blocks_ok;
+    s->failed_blocks += c->blocks - c->blocks_ok;
+}
+
 void sim_completion(struct sim *s, const struct flexkv_completion *c)
 {
     struct sim_op *op = c->user_data;
-    bool busy = c->flags & FLEXKV_COMPLETION_PAGES_BUSY;
+    bool busy = c->flags & FLEXKV_COMPLETION_PAGES_BUSY, early = c->flags & FLEXKV_COMPLETION_EARLY;
 
     SIM_CHECK(s, op >= s->ops && op < s->ops + SIM_MAX_OPS, "completion: wrong user_data");
     SIM_TRACE(s, "  completion op %u kind %u status %d ok %u/%u flags %x", (unsigned)(op - s->ops),
@@ -267,19 +304,25 @@ void sim_completion(struct sim *s, const struct flexkv_completion *c)
     sim_mix(s, c->kind * 65536u + c->blocks_ok * 256u + (uint32_t)-c->status);
     check_results(s, op, c);
     check_status_lawful(s, op, c);
-    if (op->kind == FLEXKV_OP_GET)
-        check_got_bytes(s, op, c);
+    if (early)
+        check_early(s, op, c);
+    else if (op->kind == FLEXKV_OP_GET)
+        check_got_bytes(s, op, c->blocks_ok);
+    count_got(s, c);
     if (op->kind == FLEXKV_OP_PUT)
         check_put(s, op, c);
-    SIM_CHECK(s, busy || op->jobs_out == 0,
+    SIM_CHECK(s, busy || early || op->jobs_out == 0,
               "operation over, its pages called free, and a rank still has its job");
-    sim_op_let_go(s, op, ~0u);
+    if (!early)                             /* else as long as slots are read */
+        sim_op_let_go(s, op, ~0u);
     free(op->results);
     op->results = NULL;
     op->open = false;
     s->done_ops++;
     s->busy_pages += busy;
-    if (!busy)
+    s->early_ops += early;
+    op->arriving = early;
+    if (!busy && !early)
         pages_give_back(s, op);
 }
 
@@ -314,7 +357,7 @@ void sim_expire_leases(struct sim *s)
             i++;
     }
     for (uint32_t i = 0; i < SIM_MAX_OPS; i++)
-        if (s->ops[i].held && s->ops[i].deadline <= s->now)
+        if (s->ops[i].held && s->ops[i].deadline <= s->now && !s->ops[i].arriving)
             sim_op_let_go(s, &s->ops[i], ~0u);
 }
 
@@ -426,14 +469,16 @@ static void act_get(struct sim *s)
         return;
     struct fk_core_op_args args = op_args(s, op);
     args.layerwise = sim_chance(s, 8);
+    args.early = s->config.early && !sim_early_chance(s, 3);
+    op->early = args.early && !args.layerwise;      /* in layers it has no effect */
     bool alive = l.expires > s->now && l.epoch == s->epoch;
     op->was_all_cpu = l.cpu_blocks == l.n;
     sim_hold(s, op->keys, n, 1);            /* the get takes over before the lease ends */
     op->held = (uint32_t)((1ull << n) - 1);
     lease_remove(s, at);
     int rc = fk_core_get(s->core, l.id, first, n, &args, s->now, &id);
-    SIM_TRACE(s, "get lease %llx [%u,+%u) -> %d op %u", (unsigned long long)l.id, first, n, rc,
-              (unsigned)(op - s->ops));
+    SIM_TRACE(s, "get lease %llx [%u,+%u) -> %d op %u%s", (unsigned long long)l.id, first, n, rc,
+              (unsigned)(op - s->ops), args.early ? " early" : "");
     op->id = id;
     SIM_CHECK(s, rc == 0 || (rc == -ENOENT && !alive), "get on a live lease: %d", rc);
     SIM_CHECK(s, rc != 0 || s->last_tick < l.expires, "get on a lease that ran out is accepted");
@@ -521,6 +566,11 @@ static void act_cancel(struct sim *s)
 {
     struct sim_op *op = &s->ops[sim_below(s, SIM_MAX_OPS)];
 
+    if (op->used && op->arriving) {
+        int rc = fk_core_cancel(s->core, op->id, s->now);
+        SIM_CHECK(s, rc == -ENOENT, "cancel of a get that was reported early: %d", rc);
+        return;
+    }
     if (!op->used || !op->open) {
         int rc = fk_core_cancel(s->core, fk_rng_next(&s->rng) | 1ull << 63, s->now);
         SIM_CHECK(s, rc == -ENOENT, "cancel of no operation: %d", rc);

@@ -109,6 +109,8 @@ void sim_config_draw(struct sim *s)
     c->device_retry_us = sim_range(s, 500, 20000);
     c->quiet_every = sim_range(s, 500, 3000);
     c->scan_every = sim_range(s, 24, 128);
+    s->early_rng = s->seed * 0x9e3779b97f4a7c15ull + 2;
+    c->early = sim_early_chance(s, 2) ? 1 + fk_rng_below(&s->early_rng, 6) : 0;
 }
 
 void sim_config_print(const struct sim *s)
@@ -116,7 +118,7 @@ void sim_config_print(const struct sim *s)
     static const char *const write_names[] = { "through", "on_reuse", "on_evict" };
     const struct sim_config *c = &s->config;
 
-    printf("seed %llu: %s policy %s write %s evict %.2f/%.2f dirs %u%s%s%s%s%s%s%s%s%s\n",
+    printf("seed %llu: %s policy %s write %s evict %.2f/%.2f dirs %u%s%s%s%s%s%s%s%s%s%s\n",
            (unsigned long long)s->seed, c->calm ? "calm" : "rough",
            fk_policy_name(c->core.policy.kind), write_names[c->core.write_policy],
            c->core.evict_start_threshold, c->core.evict_ratio, c->n_dirs,
@@ -124,7 +126,7 @@ void sim_config_print(const struct sim *s)
            c->rot ? " rot" : "", c->agent_faults ? " agent-faults" : "",
            c->stalls ? " stalls" : "", c->crashes ? " crashes" : "",
            c->power_loss ? " power-loss" : "", c->dirs_go ? " dirs" : "",
-           c->resets ? " resets" : "");
+           c->resets ? " resets" : "", c->early ? " early" : "");
     for (uint32_t i = 0; i < c->n_spaces; i++)
         printf("  space %u: %u ranks x %u bytes, cpu %u, ssd %u (stripe %u), %u namespaces%s\n", i,
                c->space[i].ranks, c->space[i].slice_bytes, c->space[i].cpu_slots,
