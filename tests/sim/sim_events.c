@@ -118,6 +118,8 @@ void sim_events_found(struct sim *s, uint32_t space)
         const struct file_name *f = &s->events->file[space][c->slot];
         if (fk_key_equal(f->key, c->key))
             s->events->names[space]->ssd_hash[c->slot] = f->name.hash;
+        else    /* its directory was out when the slot's next block was to be recorded: the name is that one's */
+            s->events->loses_names |= !sim_disk_trusted(s);
     }
 }
 
