@@ -280,7 +280,9 @@ void sim_crash(struct sim *s, bool power)
         sim_disk_power_loss(&s->disk, &s->rng);
     for (uint32_t i = 0; i < s->config.n_spaces; i++) {
         struct sim_space *sp = &s->space[i];
-        sp->epoch_floor = power ? 0 : fk_min(sp->epoch_floor, sp->disk_epoch);
+        if (power)                  /* with a header that was not on the medium a reset is undone */
+            sp->disk_epoch = 0;
+        sp->epoch_floor = fk_min(sp->epoch_floor, sp->disk_epoch);
     }
     s->tables_damaged |= power;     /* headers are not synced: a new store's may be lost in part */
     s->crashes++;
