@@ -8,6 +8,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,7 +16,7 @@ if importlib.util.find_spec("vllm") is None or importlib.util.find_spec("flexkv"
     pytest.skip("this Python has no vllm and flexkv", allow_module_level=True)
 
 import tiny_model
-from vllm_sim import BLOCK, VOCAB, Engine, Setup, check_outputs, scenario
+from vllm_sim import BLOCK, POISON, VOCAB, Engine, Setup, check_outputs, scenario
 
 from flexkv.integration.vllm.versions import transfer_results
 from flexkv.program import find_program
@@ -74,6 +75,18 @@ SETUPS = {
     "window-drafts": Setup(windows=(0, 64), blocks=200, drafts=3),
     "groups": Setup(windows=(0, 64), blocks=200),
     "groups-overlap": Setup(windows=(0, 64, 100), blocks=260, overlap=True),
+    # Loads reported before their bytes are there.
+    "early": Setup(early_ms=10),
+    "early-overlap": Setup(early_ms=5, overlap=True, told_with_steps=True),
+    "early-sync": Setup(early_ms=3, sync=True),
+    "early-drafts": Setup(early_ms=3, drafts=3, idle_fences=False),
+    "early-ranks": Setup(early_ms=10, ranks=2, overlap=True, told_with_steps=True),
+}
+NEVER_EARLY = {
+    "upstream": Setup(kind="upstream", early_ms=3),
+    "layerwise": Setup(layerwise=True, early_ms=3),
+    "window": Setup(windows=(64,), early_ms=3),
+    "groups": Setup(windows=(0, 64), blocks=200, early_ms=3),
 }
 
 
@@ -84,14 +97,96 @@ def test_cpu_tier(name: str, seed: int, model: Path) -> None:
     if SETUPS[name].kind == "ours":
         assert engine.counts["loaded_blocks"] > 10, "next to nothing was loaded"
     assert bool(engine.layer_loads) == (name == "layerwise")
+    assert (engine.arriving > 5) == (engine.setup.early_ms > 0)
 
 
-@pytest.mark.parametrize("name", ["ours", "upstream", "ours-overlap", "upstream-sync", "layerwise"])
+@pytest.mark.parametrize("name", NEVER_EARLY)
+def test_early_where_it_does_not_fit(name: str, model: Path) -> None:
+    """Workers whose copies would be: nobody asks for it."""
+    engine: list[Engine] = []
+    loaded = [0]
+
+    def disturb(step: int) -> None:
+        loaded[0] = engine[0].node.stats()["get_blocks"]
+    live_through(NEVER_EARLY[name], model, 1, disturb, engine)
+    assert loaded[0] > 10, "next to nothing was loaded"
+    assert not engine[0].arriving
+
+
+@pytest.mark.parametrize("name", ["ours", "upstream", "ours-overlap", "upstream-sync", "layerwise",
+                                  "early", "early-overlap", "early-ranks"])
 def test_few_blocks(name: str, model: Path) -> None:
     """Requests are preempted all the time."""
     few = Setup(**{**vars(SETUPS[name]), "blocks": 44})
     engine = live_through(few, model, 3)
     assert engine.preemptions > 3
+    assert bool(engine.arriving) == (few.early_ms > 0)
+
+
+def on_its_way(model: Path, prompt: list[int], **more: Any) -> tuple[Engine, str]:
+    """An engine in which a load of the prompt's blocks, but for the last, has just been reported, and
+    the request that it is for. Nothing of it is in the pages: the bytes take long."""
+    engine = Engine(Setup(early_ms=200, told_with_steps=True, **more), model)
+    engine.add(prompt, 2)
+    engine.drain()
+    engine.forget()
+    for pages in engine.pages:
+        for layer in pages:
+            layer.fill_(POISON)
+    name = engine.add(prompt, 2)
+    end = time.monotonic() + 30
+    while not engine.just_loaded():
+        engine.step()
+        assert time.monotonic() < end, "no load ends"
+    return engine, name
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("overlap", [False, True])
+def test_a_step_waits_for_what_is_on_its_way(ranks: int, overlap: bool, model: Path) -> None:
+    prompt = [i * 7 % VOCAB for i in range(10 * BLOCK)]
+    engine, name = on_its_way(model, prompt, ranks=ranks, overlap=overlap)
+    try:
+        engine.drain()
+        assert engine.cached[name] == len(prompt) - 1 and engine.arriving == 1
+        check_outputs(engine, {"r1": prompt, name: prompt})
+        assert all_blocks_back(engine)
+    finally:
+        engine.close()
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("defers", [False, True])
+def test_blocks_given_back_with_bytes_on_their_way(ranks: int, defers: bool, model: Path) -> None:
+    """The request is aborted, and the next one gets its blocks at once: late bytes would fall on what
+    it has computed."""
+    prompt = [i * 7 % VOCAB for i in range(10 * BLOCK)]
+    engine, name = on_its_way(model, prompt, ranks=ranks, overlap=True, defers=defers, blocks=24)
+    try:
+        engine.abort(name)
+        assert all_blocks_back(engine), "they were given back at once"
+        other = [7] * (20 * BLOCK)
+        engine.add(other, 30)
+        engine.drain()
+        assert engine.arriving == 1
+        check_outputs(engine, {"r1": prompt, "r3": other})
+        assert all_blocks_back(engine)
+    finally:
+        engine.close()
+
+
+@pytest.mark.parametrize("running", [False, True])
+def test_reset_with_bytes_on_their_way(running: bool, model: Path) -> None:
+    prompt = [i * 7 % VOCAB for i in range(10 * BLOCK)]
+    engine, name = on_its_way(model, prompt, overlap=True)
+    try:
+        engine.reset(running)
+        engine.drain()
+        assert engine.arriving == 1
+        check_outputs(engine, {"r1": prompt, name: prompt})
+        assert all_blocks_back(engine)
+    finally:
+        engine.close()
 
 
 @pytest.mark.parametrize("kind", ["ours", "upstream"])
@@ -146,11 +241,13 @@ def test_nobody_says_which_step_is_back(model: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["ours", "upstream", "ours-overlap", "ours-sync", "layerwise",
-                                  "upstream-sync", "groups", "groups-overlap"])
+                                  "upstream-sync", "groups", "groups-overlap", "early",
+                                  "early-overlap", "early-sync", "early-ranks"])
 @pytest.mark.parametrize("policy", ["recompute", "fail"])
 def test_failing_ssd(name: str, policy: str, model: Path, tmp_path: Path,
                      monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("FLEXKV_CPU_CACHE_GB", "192K" if name.startswith("groups") else "96K")
+    monkeypatch.setenv("FLEXKV_CPU_CACHE_GB", "192K" if name.startswith("groups") or "ranks" in name
+                       else "96K")
     monkeypatch.setenv("FLEXKV_SSD_CACHE_GB", "16M")
     monkeypatch.setenv("FLEXKV_SSD_CACHE_DIR", str(tmp_path / "ssd"))
     monkeypatch.setenv("FK_TEST_FAULT", "read_error=0.3,read_flip=0.3,delay=0.3")
@@ -234,7 +331,8 @@ def start_daemon(running: list[subprocess.Popen]) -> None:
         time.sleep(0.02)
 
 
-@pytest.mark.parametrize("name", ["ours", "upstream", "ours-overlap", "ours-sync", "groups"])
+@pytest.mark.parametrize("name", ["ours", "upstream", "ours-overlap", "ours-sync", "groups", "early",
+                                  "early-ranks"])
 def test_daemon_killed(name: str, model: Path, daemon: list[subprocess.Popen]) -> None:
     """kill -9 in the middle, and a new one some steps later, again and again."""
     def disturb(step: int) -> None:
@@ -248,7 +346,7 @@ def test_daemon_killed(name: str, model: Path, daemon: list[subprocess.Popen]) -
     assert set(engine.reasons.values()) == {"length"}
 
 
-@pytest.mark.parametrize("name", ["ours", "upstream-sync"])
+@pytest.mark.parametrize("name", ["ours", "upstream-sync", "early-overlap"])
 def test_daemon_stopped(name: str, model: Path, daemon: list[subprocess.Popen]) -> None:
     """SIGSTOP, and SIGCONT after a while."""
     def disturb(step: int) -> None:

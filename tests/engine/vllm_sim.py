@@ -8,7 +8,9 @@ depend on what was cached. The node, its agents and the copying are the real one
 come, are aborted, run out of blocks, and loads fail, as a seed says.
 """
 import hashlib
+import itertools
 import os
+import pickle
 import random
 import time
 from collections import deque
@@ -25,6 +27,7 @@ from vllm.config import KVEventsConfig, KVTransferConfig, set_current_vllm_confi
 from vllm.distributed import kv_transfer
 from vllm.distributed.kv_transfer import kv_transfer_state
 from vllm.distributed.kv_transfer.kv_connector.factory import KVConnectorFactory
+from vllm.distributed.kv_transfer.kv_connector.utils import KVOutputAggregator
 from vllm.distributed.kv_transfer.kv_connector.v1 import KVConnectorRole
 from vllm.engine.arg_utils import EngineArgs
 from vllm.sampling_params import SamplingParams
@@ -62,6 +65,10 @@ class Setup:
     layers: int = 2                     # of each group
     drafts: int = 0                     # tokens guessed ahead of each step, some of them rightly
     events: bool = False                # the engine publishes KV events: see Engine.published
+    early_ms: int = 0                   # loads may be reported so long before their bytes are there
+    told_with_steps: bool = False       # see StepNode
+    ranks: int = 1                      # workers, each with its part of the KV
+    idle_fences: bool = True            # connectors are called before steps that compute nothing, too
 
 
 @dataclass
@@ -96,6 +103,20 @@ class LateNode:
         return late
 
 
+class StepNode:
+    """Completions are seen when a step's output comes back, not when the next step is made: that one is
+    the first that can be told of loads on their way, and the first that may use them."""
+
+    def __init__(self, node: Any, engine: "Engine") -> None:
+        self._node, self._engine = node, engine
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._node, name)
+
+    def poll(self, most: int, timeout_ms: int) -> list[Any]:
+        return [] if self._engine.scheduling else self._node.poll(most, timeout_ms)
+
+
 class Engine:
     def __init__(self, setup: Setup, model: Path) -> None:
         self.setup = setup
@@ -107,6 +128,8 @@ class Engine:
         self.cached: dict[str, int] = {}
         self.preemptions = 0
         self.layer_loads = 0
+        self.arriving = 0                   # operations that were reported while they were on their way
+        self.scheduling = False
         self.says_steps = True              # the workers' statistics come through
         self.random = random.Random(1)
         self.counts: dict[str, float] = {}
@@ -139,33 +162,26 @@ class Engine:
         config.scheduler_config.async_scheduling = self.setup.overlap
         config.scheduler_config.enable_chunked_prefill = True
         config.parallel_config.data_parallel_size = 1
+        config.parallel_config.tensor_parallel_size = self.setup.ranks
         return config
 
     def _make(self) -> None:
         setup = self.setup
-        groups, self.pages = [], []
+        groups: list[KVCacheGroupSpec] = []
         for g, window in enumerate(setup.windows):
             common = dict(block_size=BLOCK, num_kv_heads=1, head_size=1, dtype=torch.float32)
             spec = (SlidingWindowSpec(sliding_window=window, **common) if window
                     else FullAttentionSpec(**common))
             groups.append(KVCacheGroupSpec([f"model.layers.{g + len(setup.windows) * i}.attn"
                                             for i in range(setup.layers)], spec))
-            self.pages.append([torch.full((setup.blocks, BLOCK, CELL), POISON, dtype=torch.uint8)
-                               for _ in range(setup.layers)])
-        if len(groups) > 1:
-            # As in the engine: groups share memory, a block belongs to one of them at a time.
-            self.pages = [self.pages[0]] * len(groups)
         self.kv_config = KVCacheConfig(num_blocks=setup.blocks, kv_cache_tensors=[],
                                        kv_cache_groups=groups)
-        one = SimpleNamespace(rank_in_group=0, world_size=1)
-        with mock.patch("vllm.distributed.parallel_state.get_tp_group", lambda: one), \
-                mock.patch("vllm.distributed.parallel_state.get_pp_group", lambda: one):
-            self.worker = KVConnectorFactory.create_connector(
-                self.config, KVConnectorRole.WORKER, self.kv_config)
-            kv_transfer_state._KV_CONNECTOR_AGENT = self.worker
-            self.worker.register_kv_caches({
-                name: self.pages[g][i] for g, group in enumerate(groups)
-                for i, name in enumerate(group.layer_names)})
+        # Of each rank, its layers'. As in the engine groups share memory, a block belongs to one of them
+        # at a time.
+        self.pages = [[torch.full((setup.blocks, BLOCK, CELL), POISON, dtype=torch.uint8)
+                       for _ in range(setup.layers)] for _ in range(setup.ranks)]
+        self.workers = [self._worker(rank) for rank in range(setup.ranks)]
+        kv_transfer_state._KV_CONNECTOR_AGENT = self.workers[0]
         scheduler = self.config.scheduler_config.get_scheduler_cls()
         with mock.patch(f"{OURS}.versions.defers_frees", lambda: setup.defers), \
                 mock.patch(f"{OURS}.scheduler.open_node", self._open_node):
@@ -177,12 +193,31 @@ class Engine:
         self.scheduler.kv_event_publisher.publish = lambda batch: self.published(batch.events)
         hasher = get_hash_fn_by_name(self.config.cache_config.prefix_caching_hash_algo)
         kv_cache_utils.init_none_hash(hasher)
+        self.aggregator = KVOutputAggregator(setup.ranks) if setup.ranks > 1 else None
         self.hasher = kv_cache_utils.get_request_block_hasher(BLOCK, hasher)
+
+    def _worker(self, rank: int) -> Any:
+        """The ranks' bytes come at different times."""
+        tp = SimpleNamespace(rank_in_group=rank, world_size=self.setup.ranks)
+        pp = SimpleNamespace(rank_in_group=0, world_size=1)
+        early_ms = str(self.setup.early_ms * (rank + 1))
+        with mock.patch("vllm.distributed.parallel_state.get_tp_group", lambda: tp), \
+                mock.patch("vllm.distributed.parallel_state.get_pp_group", lambda: pp), \
+                mock.patch.dict(os.environ, {"FKTEST_EARLY_MS": early_ms}):
+            worker = KVConnectorFactory.create_connector(
+                self.config, KVConnectorRole.WORKER, self.kv_config)
+            kv_transfer_state._KV_CONNECTOR_AGENT = worker
+            worker.register_kv_caches({
+                name: self.pages[rank][i] for group in self.kv_config.kv_cache_groups
+                for i, name in enumerate(group.layer_names)})
+        return worker
 
     def _open_node(self, *arguments: Any) -> Any:
         self.node = open_node(*arguments)
         if self.setup.layerwise:
             self.node = LateNode(self.node)
+        elif self.setup.told_with_steps:
+            self.node = StepNode(self.node, self)
         return self.node
 
     def published(self, events: list[Any]) -> None:
@@ -234,11 +269,11 @@ class Engine:
         cells = self._cells(tokens, 0, end)
         for g, window in enumerate(self.setup.windows):
             first = max(0, start - window + 1) if window else 0
-            for layer in range(self.setup.layers):
-                pages = self.pages[g][layer]
+            for rank, layer in itertools.product(range(self.setup.ranks), range(self.setup.layers)):
+                pages = self.pages[rank][layer]
                 for p in range(first, end):
                     page = table[g][p // BLOCK]
-                    cell = bytes([c ^ layer ^ (g << 2) for c in cells[p]])
+                    cell = bytes([c ^ layer ^ (g << 2) ^ (rank << 4) for c in cells[p]])
                     at = pages[page, p % BLOCK]
                     if p < start:
                         self.checked += 1
@@ -246,7 +281,7 @@ class Engine:
                         have = bytes(at.tolist())
                         assert have == cell, (
                             f"{live.request.request_id}: wrong KV at position {p} of group {g} "
-                            f"layer {layer} page {page}, computing [{start}, {end})")
+                            f"layer {layer} rank {rank} page {page}, computing [{start}, {end})")
                     elif page:
                         at.copy_(torch.frombuffer(bytearray(cell), dtype=torch.uint8))
 
@@ -284,7 +319,9 @@ class Engine:
         """One turn of the engine's loop; False if there was nothing to do."""
         depth = 2 if self.setup.overlap else 1
         if self.scheduler.has_requests():
+            self.scheduling = True
             output = self.scheduler.schedule()
+            self.scheduling = False
             tables = {r: self.scheduler.kv_cache_manager.get_block_ids(r)
                       for r in output.num_scheduled_tokens}
             starts = {r.req_id: r.num_computed_tokens for r in output.scheduled_new_reqs}
@@ -311,26 +348,58 @@ class Engine:
         return True
 
     def _execute(self, flight: Flight) -> ModelRunnerOutput:
-        output, connector = flight.output, self.worker
-        connector.handle_preemptions(output.kv_connector_metadata)
-        connector.bind_connector_metadata(output.kv_connector_metadata)
-        self.layer_loads += len(output.kv_connector_metadata.loads)
-        if output.total_num_scheduled_tokens:
-            connector.start_load_kv(SimpleNamespace(attn_metadata={}, cudagraph_runtime_mode=None))
-            for group in self.kv_config.kv_cache_groups:
-                for name in group.layer_names:
-                    connector.wait_for_layer_load(name)
-        kv = self._transfers(output.finished_req_ids)
-        kv.invalid_block_ids = failed = connector.get_block_ids_with_load_errors()
-        kv.kv_connector_stats = connector.get_kv_connector_stats() if self.says_steps else None
-        connector.clear_connector_metadata()
-        ids = list(output.num_scheduled_tokens)
+        """The order of calls is that of the engine's workers: loads that the step does not wait for are
+        begun after its forward pass, and only handle_preemptions comes before it."""
+        output, computes = flight.output, flight.output.total_num_scheduled_tokens > 0
+        metadata = output.kv_connector_metadata
+        self.layer_loads += len(metadata.loads)
+        self.arriving += len(metadata.arriving)
+        lost = {block for load in metadata.failed for block in load.blocks}
         sampled: list[list[int]] = []
-        for name in ids:
+        ranks = [(worker, pickle.loads(pickle.dumps(metadata)) if self.setup.ranks > 1 else metadata)
+                 for worker in self.workers]
+        for worker, its in ranks:
+            if computes or self.setup.idle_fences:
+                worker.handle_preemptions(its)
+            worker.bind_connector_metadata(its)
+            if computes and metadata.loads:
+                self._begin_loads(worker)
+        if not metadata.loads:
+            sampled = self._forward(flight, lost)
+        for worker, _ in ranks:
+            if computes and not metadata.loads:
+                self._begin_loads(worker)
+        kv = [self._end_loads(worker, output.finished_req_ids) for worker in self.workers]
+        if metadata.loads:              # now it is known which of them failed
+            sampled = self._forward(flight, set().union(*[k.invalid_block_ids for k in kv]))
+        ids = list(output.num_scheduled_tokens)
+        results = [ModelRunnerOutput(req_ids=ids, req_id_to_index={r: i for i, r in enumerate(ids)},
+                                     sampled_token_ids=sampled,
+                                     kv_connector_output=k if self._comes_through(k) else None)
+                   for k in kv]
+        return results[0] if self.aggregator is None else self.aggregator.aggregate(results)
+
+    def _begin_loads(self, worker: Any) -> None:
+        worker.start_load_kv(SimpleNamespace(attn_metadata={}, cudagraph_runtime_mode=None))
+        for group in self.kv_config.kv_cache_groups:
+            for name in group.layer_names:
+                worker.wait_for_layer_load(name)
+
+    def _end_loads(self, worker: Any, finished: set[str]) -> KVConnectorOutput:
+        kv = self._transfers(worker, finished)
+        kv.invalid_block_ids = worker.get_block_ids_with_load_errors()
+        kv.kv_connector_stats = worker.get_kv_connector_stats() if self.says_steps else None
+        worker.clear_connector_metadata()
+        return kv
+
+    def _forward(self, flight: Flight, lost: set[int]) -> list[list[int]]:
+        """The tokens that each request says. lost: blocks without their bytes."""
+        output = flight.output
+        sampled: list[list[int]] = []
+        for name, count in output.num_scheduled_tokens.items():
             live = flight.live[name]
-            count = output.num_scheduled_tokens[name]
             start = flight.starts[name]
-            if not failed.isdisjoint(flight.tables[name][0]):
+            if not lost.isdisjoint(flight.tables[name][0]):
                 sampled.append([0])     # computed on what was not loaded; the engine drops it
                 continue
             drafts = [d if d >= 0 else NO_TOKEN      # padding
@@ -338,20 +407,18 @@ class Engine:
             self._compute(live, flight.tables[name], start, count, drafts)
             end = start + count - len(drafts)
             sampled.append(self._sample(live, end, drafts) if end >= flight.known[name] else [])
-        return ModelRunnerOutput(req_ids=ids, req_id_to_index={r: i for i, r in enumerate(ids)},
-                                 sampled_token_ids=sampled,
-                                 kv_connector_output=kv if self._comes_through(kv) else None)
+        return sampled
 
     def _comes_through(self, kv: KVConnectorOutput) -> bool:
         """One worker's output is dropped if it is empty; that of several is put together anew."""
         return not self.says_steps or not kv.is_empty()
 
-    def _transfers(self, finished: set[str]) -> KVConnectorOutput:
+    def _transfers(self, worker: Any, finished: set[str]) -> KVConnectorOutput:
         """As newer and as older workers ask for it."""
         if transfer_results() is None:
-            sending, recving = self.worker.get_finished(finished)
+            sending, recving = worker.get_finished(finished)
             return KVConnectorOutput(finished_sending=sending, finished_recving=recving)
-        results = self.worker.get_transfer_results(finished)
+        results = worker.get_transfer_results(finished)
         return KVConnectorOutput(
             finished_sending=results.finished_sending, finished_recving=results.finished_recving,
             failed_recving=results.failed_recving)
@@ -390,12 +457,18 @@ class Engine:
         except RuntimeError as e:
             assert "Failed to reset KV cache" in str(e)
 
+    def just_loaded(self) -> list[str]:
+        """Requests whose loads the engine has just been told of, as they are not scheduled yet: their
+        blocks are anybody's at once if they are aborted."""
+        return sorted(self.scheduler.finished_recving_kv_req_ids & self.live.keys())
+
     def free_blocks(self) -> int:
         return self.scheduler.kv_cache_manager.block_pool.get_num_free_blocks()
 
     def close(self) -> None:
         kv_transfer.kv_transfer_state._KV_CONNECTOR_AGENT = None
-        self.worker.shutdown()
+        for worker in self.workers:
+            worker.shutdown()
         self.scheduler.shutdown()
         self.scheduler.shutdown()       # engines in one process do it twice
 
@@ -425,6 +498,10 @@ def scenario(engine: Engine, seed: int, steps: int,
             history.append(tokens)
         if engine.live and rng.random() < 0.02:
             engine.abort(rng.choice(list(engine.live)))
+        if engine.setup.early_ms:
+            for name in engine.just_loaded():
+                if rng.random() < 0.4:
+                    engine.abort(name)
         engine.step()
         for name, said in list(engine.finished.items())[-3:]:
             if name in engine.reasons and name in prompts:
