@@ -68,6 +68,17 @@ def test_hits(kind: str, sync: str, models: Path, reference: Any, tmp_path: Path
         assert metrics["failed_loads"] == metrics["errors"] == metrics["dropped_blocks"] == 0
 
 
+def test_loads_on_their_way(models: Path, reference: Any, tmp_path: Path) -> None:
+    """Reported a tenth of a second before their bytes are there: steps wait before they compute."""
+    expected = reference("basics", "gqa", basics())
+    result = run(tmp_path, "engine", model(models, "gqa") | connector("ours"),
+                 basics() + [["metrics", "metrics"]], FKTEST_EARLY_MS="100")
+    same_tokens(expected, result)
+    check_basics(result)
+    assert result["metrics"]["failed_loads"] == result["metrics"]["errors"] == 0
+    assert result["metrics"]["early_loads"] > 5, "no load was reported early: nothing was tested"
+
+
 @pytest.mark.parametrize("kind", ["upstream", "ours"])
 def test_conversations(kind: str, models: Path, reference: Any, tmp_path: Path) -> None:
     """200 requests, prompts that grow, the engine's own cache dropped after each turn."""

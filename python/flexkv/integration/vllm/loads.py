@@ -312,6 +312,7 @@ class Loads:
                     chain.stored = max(chain.stored, load.end // chain.space.block_size)
             self._time(load)
             self._c.count["loads"] += 1
+            self._c.count["early_loads"] += load.early
             for name, tokens in zip(("cpu", "ssd", "peer"), request.sources):
                 self._c.count[f"hit_{name}_tokens"] += tokens
         if not load.sync:

@@ -14,6 +14,7 @@ METRICS = {
     "hit_ssd_tokens": "Tokens loaded that were in FlexKV's SSD tier",
     "hit_peer_tokens": "Tokens loaded that only other FlexKV nodes or a shared store had",
     "loads": "Loads that brought all their blocks",
+    "early_loads": "Loads that were reported while their last copies were under way",
     "failed_loads": "Loads that did not; their blocks were computed",
     "loaded_blocks": "Blocks loaded",
     "stored_blocks": "Blocks stored, or found to be stored already",
