@@ -44,8 +44,8 @@ def all_blocks_back(engine: Engine) -> bool:
 def live_through(setup: Setup, model: Path, seed: int, disturb=lambda step: None,
                  made: list[Engine] | None = None) -> Engine:
     """made: to be given the engine, for disturb."""
-    if len(setup.windows) > 1 and transfer_results() is None:
-        pytest.skip("with several KV groups caching is off in this vLLM")
+    if any(setup.windows) and transfer_results() is None:
+        pytest.skip("with several KV groups or windows caching is off in this vLLM")
     engine = Engine(setup, model)
     if made is not None:
         made.append(engine)
@@ -119,7 +119,7 @@ def test_few_blocks(name: str, model: Path) -> None:
     """Requests are preempted all the time."""
     few = Setup(**{**vars(SETUPS[name]), "blocks": 44})
     engine = live_through(few, model, 3)
-    assert engine.preemptions > 3
+    assert engine.preemptions > (0 if few.early_ms else 3)      # early ones are aborted more often
     assert bool(engine.arriving) == (few.early_ms > 0)
 
 
@@ -241,7 +241,7 @@ def test_nobody_says_which_step_is_back(model: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["ours", "upstream", "ours-overlap", "ours-sync", "layerwise",
-                                  "upstream-sync", "groups", "groups-overlap", "early",
+                                  "upstream-sync", "window", "groups", "groups-overlap", "early",
                                   "early-overlap", "early-sync", "early-ranks"])
 @pytest.mark.parametrize("policy", ["recompute", "fail"])
 def test_failing_ssd(name: str, policy: str, model: Path, tmp_path: Path,

@@ -44,6 +44,9 @@ class Loads:
         windows = any(s.group.partial for s in context.spaces)
         self.sync, self._layerwise = load_modes(context.settings, vllm_config, context.spaces,
                                                 full=full)
+        # From a block within the load nothing can be computed where a window needs blocks before it: the
+        # engine has left them out.
+        self._whole = len(context.spaces) > 1 or windows
         self._how = {"layerwise": True} if self._layerwise else {}
         # Not where a step may zero pages that an aborted request, whose load was on its way, has given back.
         self._early_fits = len(context.spaces) == 1 and not windows and not self._layerwise
@@ -347,8 +350,7 @@ class Loads:
         request = load.request
         bad = [] if request.finished else load.bad
         self._failed.append(FailedLoad(
-            request.id, load.ops, bad, whole=bool(bad) and len(self._c.spaces) > 1,
-            waiting=not load.sync))
+            request.id, load.ops, bad, whole=bool(bad) and self._whole, waiting=not load.sync))
         if load.sync:
             request.load = None
         else:

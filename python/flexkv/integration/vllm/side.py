@@ -37,9 +37,9 @@ def _unsupported(vllm_config: Any, kv_cache_config: Any | None) -> str | None:
         groups = groups_of(vllm_config, kv_cache_config)
     except Unsupported as e:
         return str(e)
-    if len(groups) > 1 and versions.transfer_results() is None:
-        return (f"the model has {len(groups)} KV cache groups, and vLLM {versions.vllm_version()} "
-                "has no way to report a failed load for more than one")
+    if versions.transfer_results() is None and (len(groups) > 1 or groups[0].partial):
+        return (f"the model has {len(groups)} KV cache groups or a sliding window, and vLLM "
+                f"{versions.vllm_version()} has no way to report a load that failed as a whole")
     if (any(g.partial for g in groups) and versions.overlapping(vllm_config)
             and not versions.frees_by_processed_tokens()):
         return (f"vLLM {versions.vllm_version()} frees sliding-window blocks before the step that "
