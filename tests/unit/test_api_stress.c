@@ -20,7 +20,7 @@ struct worker {
     const char *wrong;
 };
 
-static _Atomic uint64_t begun, ended, resets;
+static _Atomic uint64_t begun, ended, resets_begun, resets_ended;
 
 /* Gives completions to whom they belong, until the own one is there. */
 static bool wait_request(struct worker *w, struct request *own)
@@ -45,10 +45,10 @@ static bool wait_request(struct worker *w, struct request *own)
     return true;
 }
 
-/* A lease may be gone if anybody has reset the node since. */
+/* A lease may be gone if anybody was resetting the node, or has since. */
 static bool excused(const struct worker *w, int rc)
 {
-    return rc == -ENOENT && atomic_load(&resets) != w->resets_seen;
+    return rc == -ENOENT && atomic_load(&resets_begun) != w->resets_seen;
 }
 
 static bool follow(struct worker *w, int rc, struct request *r, const uint64_t *op)
@@ -119,6 +119,13 @@ static void do_prefetch(struct worker *w, const flexkv_key *keys, uint32_t n, fl
     follow(w, flexkv_prefetch(w->a->ns, keys, n, args, &op), &r, &op);
 }
 
+static void do_reset(struct worker *w)
+{
+    atomic_fetch_add(&resets_begun, 1);
+    flexkv_reset(w->a->node);
+    atomic_fetch_add(&resets_ended, 1);
+}
+
 static void *work(void *arg)
 {
     struct worker *w = arg;
@@ -129,7 +136,7 @@ static void *work(void *arg)
         uint32_t n = 1 + fk_rng_below(&w->rng, LEN), what = fk_rng_below(&w->rng, 100);
         flexkv_op_args args = args_from(w->first_page + fk_rng_below(&w->rng, PAGES_EACH - LEN), pages);
         chain_of(w->a, fk_rng_below(&w->rng, CHAINS), keys, LEN);
-        w->resets_seen = atomic_load(&resets);
+        w->resets_seen = atomic_load(&resets_ended);
         if (what < 35)
             do_put(w, keys, n, &args);
         else if (what < 85)
@@ -137,7 +144,7 @@ static void *work(void *arg)
         else if (what < 98)
             do_prefetch(w, keys, n, &args);
         else if (what == 98 && fk_rng_below(&w->rng, 10) == 0)
-            atomic_fetch_add(&resets, 1), flexkv_reset(w->a->node);
+            do_reset(w);
         else
             (void)stats_of(w->a->node);
     }
