@@ -18,6 +18,7 @@ from test_vllm_sim import (STEPS, all_blocks_back, daemon, model, small_tiers,  
 from vllm.distributed.kv_events import AllBlocksCleared, BlockRemoved, BlockStored
 from vllm_sim import BLOCK, VOCAB, Engine, Setup, check_outputs, scenario
 
+from flexkv import Error
 from flexkv.integration.vllm import events as kv_events
 from flexkv.integration.vllm import versions
 from flexkv.integration.vllm.events import Events
@@ -73,11 +74,17 @@ class Router:
             self.has[event.medium].discard(block)
 
     def agrees(self, engine: Engine) -> None:
-        """Called when nothing is under way."""
-        self.hear(engine.scheduler.connector.take_events())
-        stats = engine.node.stats()
-        for medium, tier in zip(TIERS, ("cpu", "ssd")):
-            assert len(self.has[medium]) == stats[tier]["slots"] - stats[tier]["free_slots"], medium
+        """Called when nothing is under way. What a new daemon has to say may still be on its way."""
+        end = time.monotonic() + 30
+        while True:
+            self.hear(engine.scheduler.connector.take_events())
+            stats = engine.node.stats()
+            used = [stats[tier]["slots"] - stats[tier]["free_slots"] for tier in ("cpu", "ssd")]
+            known = [len(self.has[medium]) for medium in TIERS]
+            if known == used:
+                return
+            assert time.monotonic() < end, f"the router knows {known} blocks, there are {used}"
+            time.sleep(0.01)
 
 
 @pytest.fixture(autouse=True)
@@ -105,9 +112,17 @@ def live_with_events(setup: Setup, model: Path, seed: int,  # noqa: F811
     return router
 
 
+def at_rest(engine: Engine) -> bool:
+    try:
+        stats = engine.node.stats()
+    except Error:               # its daemon was killed just now, and the new one is looked for
+        return False
+    return not stats["write_backlog_blocks"] and not stats["operations"]
+
+
 def settle(engine: Engine) -> None:
     end = time.monotonic() + 30
-    while engine.node.stats()["write_backlog_blocks"] or engine.node.stats()["operations"]:
+    while not at_rest(engine):
         assert time.monotonic() < end, "the node does not come to rest"
         time.sleep(0.01)
 
