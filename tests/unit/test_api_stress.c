@@ -8,7 +8,7 @@
 
 #include "api_rig.h"
 
-enum { THREADS = 4, CHAINS = 24, LEN = 12, PAGES_EACH = PAGES / THREADS };
+enum { THREADS = 4, CHAINS = 24, LEN = 12, PAGES_EACH = PAGES / THREADS, GOT_MIN = 50, PATIENCE_S = 30 };
 
 struct request { _Atomic int ended; flexkv_completion c; };
 
@@ -16,11 +16,11 @@ struct worker {
     struct api *a;
     pthread_t thread;
     uint32_t number, first_page;
-    uint64_t rng, until_us, got_blocks, ops, resets_seen;
+    uint64_t rng, until_us, ops, resets_seen;
     const char *wrong;
 };
 
-static _Atomic uint64_t begun, ended, resets_begun, resets_ended;
+static _Atomic uint64_t begun, ended, got, resets_begun, resets_ended;
 
 /* Gives completions to whom they belong, until the own one is there. */
 static bool wait_request(struct worker *w, struct request *own)
@@ -107,7 +107,7 @@ static void do_get(struct worker *w, const flexkv_key *keys, uint32_t n, flexkv_
         if (i < r.c.blocks_ok && !page_holds(w->a, args->pages[i], keys[i]))
             w->wrong = "wrong bytes";
     }
-    w->got_blocks += r.c.blocks_ok;
+    atomic_fetch_add(&got, r.c.blocks_ok);
 }
 
 static void do_prefetch(struct worker *w, const flexkv_key *keys, uint32_t n, flexkv_op_args *args)
@@ -126,12 +126,20 @@ static void do_reset(struct worker *w)
     atomic_fetch_add(&resets_ended, 1);
 }
 
+/* A busy machine may take longer for enough to be seen. */
+static bool go_on(const struct worker *w)
+{
+    uint64_t now = fk_clock_us();
+
+    return !w->wrong && (now < w->until_us || (atomic_load(&got) <= GOT_MIN && now < w->until_us + PATIENCE_S * 1000000ull));
+}
+
 static void *work(void *arg)
 {
     struct worker *w = arg;
     uint32_t pages[MAX_CHAIN];
 
-    while (!w->wrong && fk_clock_us() < w->until_us) {
+    while (go_on(w)) {
         flexkv_key keys[LEN];
         uint32_t n = 1 + fk_rng_below(&w->rng, LEN), what = fk_rng_below(&w->rng, 100);
         flexkv_op_args args = args_from(w->first_page + fk_rng_below(&w->rng, PAGES_EACH - LEN), pages);
@@ -156,11 +164,12 @@ static void stress(const char *const *options)
     struct worker w[THREADS];
     struct api a;
     const char *seconds = getenv("STRESS_SECONDS");
-    uint64_t until = fk_clock_us() + (uint64_t)(1e6 * (seconds ? atof(seconds) : 1.0)), got = 0;
+    uint64_t until = fk_clock_us() + (uint64_t)(1e6 * (seconds ? atof(seconds) : 1.0));
 
     open_node(&a, options);
     atomic_store(&begun, 0);
     atomic_store(&ended, 0);
+    atomic_store(&got, 0);
     for (uint32_t i = 0; i < THREADS; i++) {
         w[i] = (struct worker){ .a = &a, .number = i, .first_page = i * PAGES_EACH, .rng = i + 1,
                                 .until_us = until };
@@ -168,13 +177,11 @@ static void stress(const char *const *options)
     }
     for (uint32_t i = 0; i < THREADS; i++)
         pthread_join(w[i].thread, NULL);
-    for (uint32_t i = 0; i < THREADS; i++) {
+    for (uint32_t i = 0; i < THREADS; i++)
         if (w[i].wrong)
             fail_msg("thread %u: %s", i, w[i].wrong);
-        got += w[i].got_blocks;
-    }
     assert_int_equal(begun, ended);
-    assert_true(got > 50);
+    assert_true(got > GOT_MIN);
     assert_int_equal(stats_of(a.node).operations, 0);
     assert_int_equal(stats_of(a.node).leases, 0);
     assert_false(fd_readable(a.node, 0));
